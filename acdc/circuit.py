@@ -1,0 +1,192 @@
+"""The records everyone exchanges: a score for every edge, and the set of edges kept."""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from acdc.errors import AcdcError, unknown_name
+from acdc.graph import Graph, Node
+
+Rank = Literal["signed", "magnitude"]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeScores:
+    """One number an edge: the estimated increase of the loss if that edge alone is corrupted.
+
+    Positive: the edge helps the task. `-inf`: the edge was never tried, because nothing reads its dst.
+    `provenance` says what computed them and with which options.
+    """
+
+    graph: Graph
+    values: Float[np.ndarray, " edge"]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.graph.n_edges,):
+            raise AcdcError(f"scores of shape {self.values.shape} for a graph of {self.graph.n_edges:,} edges")
+        bad = np.isnan(self.values) | (self.values == np.inf)
+        if bad.any():
+            raise AcdcError(
+                f"{int(bad.sum()):,} of {self.graph.n_edges:,} scores are NaN or +inf, the first at "
+                f"{self.graph.edge_name(int(np.argmax(bad)))}. Check the model's weights and the metric"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, EdgeScores)
+            and self.graph == other.graph
+            and np.array_equal(self.values, other.values)
+            and self.provenance == other.provenance
+        )
+
+    def __getitem__(self, edge: str) -> float:
+        return float(self.values[self.graph.edge(edge)])
+
+    def ranked_values(self, by: Rank) -> Float[np.ndarray, " edge"]:
+        """What selection sorts by: the score itself, or its absolute value. Untried edges stay at -inf."""
+        if by not in ("signed", "magnitude"):
+            raise unknown_name("ranking", by, ["signed", "magnitude"])
+        return self.values if by == "signed" else np.where(np.isfinite(self.values), np.abs(self.values), -np.inf)
+
+    def top(self, n: int, *, by: Rank) -> "Circuit":
+        """The `n` edges that rank highest. Ties go to the edge that comes first in the graph.
+
+        `by` is explicit because the two differ: "signed" keeps what helps (MIB's CPR), "magnitude" also keeps what
+        hurts (MIB's CMD, and what makes a circuit behave as the model does).
+        """
+        self._check_size(n)
+        return self._circuit(np.argsort(-self.ranked_values(by), kind="stable")[:n], f"top {n} by {by}")
+
+    def above(self, threshold: float, *, by: Rank) -> "Circuit":
+        """The edges that rank strictly above `threshold`."""
+        return self._circuit(np.nonzero(self.ranked_values(by) > threshold)[0], f"above {threshold} by {by}")
+
+    def greedy(self, n: int, *, by: Rank) -> "Circuit":
+        """`n` edges grown from the logits: of all edges into nodes already in the circuit, the highest is added.
+
+        Every edge then lies on a kept path to the logits. Fewer than `n` edges result only where no more can be
+        reached. Source: EAP-IG's greedy selection (Hanna et al. 2024, arXiv 2403.17806).
+        """
+        self._check_size(n)
+        graph, values = self.graph, self.ranked_values(by)
+        starts = np.concatenate([[0], np.cumsum(graph.n_srcs_read)])
+        incoming: dict[Node, list[int]] = {}
+        for c, channel in enumerate(graph.channels):
+            incoming.setdefault(channel.node, []).extend(range(starts[c], starts[c + 1]))
+        heap: list[tuple[float, int]] = []
+        entered: set[Node] = set()
+
+        def enter(node: Node) -> None:
+            if node not in entered:
+                entered.add(node)
+                for edge in incoming.get(node, []):
+                    if np.isfinite(values[edge]):
+                        heapq.heappush(heap, (-values[edge], edge))
+                if node.kind == "head" and graph.kv == "group":
+                    enter(Node("kv", node.layer, node.index // (graph.n_heads // graph.n_kv_heads)))
+
+        enter(Node("logits"))
+        chosen: list[int] = []
+        while heap and len(chosen) < n:
+            edge = heapq.heappop(heap)[1]
+            chosen.append(edge)
+            enter(graph.srcs[graph.edge_src[edge]])
+        return self._circuit(np.array(chosen, dtype=int), f"greedy {n} by {by}")
+
+    def _check_size(self, n: int) -> None:
+        tried = int(np.isfinite(self.values).sum())
+        if not 0 <= n <= tried:
+            what = "edges" if tried == self.graph.n_edges else f"edges with a score (of {self.graph.n_edges:,})"
+            raise AcdcError(f"cannot keep {n:,} edges: the graph has {tried:,} {what}. Ask for 0 to {tried:,}")
+
+    def _circuit(self, edges: Int[np.ndarray, " kept"], selection: str) -> "Circuit":
+        kept = np.zeros(self.graph.n_edges, dtype=bool)
+        kept[edges] = True
+        return Circuit(self.graph, kept, self, {**self.provenance, "selection": selection})
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A set of kept edges: True = the edge carries what src computes now, False = its replacement."""
+
+    graph: Graph
+    kept: Bool[np.ndarray, " edge"]
+    scores: EdgeScores | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kept.shape != (self.graph.n_edges,) or self.kept.dtype != bool:
+            raise AcdcError(
+                f"kept must be {self.graph.n_edges:,} booleans, one an edge; got {self.kept.dtype} of shape "
+                f"{self.kept.shape}"
+            )
+
+    @staticmethod
+    def from_edges(graph: Graph, names: list[str], **record: Any) -> "Circuit":
+        """The circuit of the edges called `names`, such as `["input->a0.h1<q>", "a0.h1->logits"]`."""
+        kept = np.zeros(graph.n_edges, dtype=bool)
+        kept[[graph.edge(name) for name in names]] = True
+        return Circuit(graph, kept, **record)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Circuit)
+            and self.graph == other.graph
+            and np.array_equal(self.kept, other.kept)
+            and self.scores == other.scores
+            and self.provenance == other.provenance
+        )
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.kept.sum())
+
+    @cached_property
+    def edge_names(self) -> tuple[str, ...]:
+        return tuple(self.graph.edge_name(edge) for edge in np.nonzero(self.kept)[0])
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes at either end of a kept edge, in the order of the forward pass."""
+        ends = {self.graph.srcs[s] for s in self.graph.edge_src[self.kept]}
+        ends |= {self.graph.channels[c].node for c in self.graph.edge_channel[self.kept]}
+        order = {"input": -1, "head": 1, "kv": 0, "mlp": 2, "logits": 3}
+        return tuple(sorted(ends, key=lambda n: (n.kind == "logits", n.kind != "input", n.layer, order[n.kind], n.index)))
+
+    def drop_dangling(self) -> "Circuit":
+        """Without the edges that lie on no kept path from the input to the logits.
+
+        With resample ablation such edges change nothing: what no kept path reaches from the input *is* its
+        replacement. (In models with post-norms, a head that is dropped can still change the norm of its layer.) With
+        mean or zero ablation, a node that reads only replacements computes a value of its own, so dropping its edges
+        does change the run.
+        """
+        graph, matrix = self.graph, self.graph.to_matrix(self.kept)
+        nodes_of_channel = [self._heads_fed(channel.node) for channel in graph.channels]
+        index = {node: i for i, node in enumerate(graph.srcs)}
+        from_input = np.zeros(len(graph.srcs), dtype=bool)
+        from_input[0] = True
+        for c, nodes in enumerate(nodes_of_channel):
+            if (matrix[:, c] & from_input).any():
+                from_input[[index[node] for node in nodes if node.kind != "logits"]] = True
+        to_logits = np.zeros(len(graph.srcs), dtype=bool)
+        useful = np.zeros(len(graph.channels), dtype=bool)
+        for c in reversed(range(len(graph.channels))):
+            useful[c] = any(node.kind == "logits" or to_logits[index[node]] for node in nodes_of_channel[c])
+            if useful[c]:
+                to_logits |= matrix[:, c]
+        kept = graph.from_matrix(matrix & from_input[:, None] & useful[None, :])
+        return Circuit(graph, kept, self.scores, self.provenance)
+
+    def _heads_fed(self, node: Node) -> list[Node]:
+        """The nodes that compute with what a channel of `node` reads: itself, or the query heads of a KV node."""
+        if node.kind != "kv":
+            return [node]
+        size = self.graph.n_heads // self.graph.n_kv_heads
+        return [Node("head", node.layer, h) for h in range(node.index * size, (node.index + 1) * size)]
