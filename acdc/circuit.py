@@ -126,6 +126,8 @@ class Circuit:
                 f"kept must be {self.graph.n_edges:,} booleans, one an edge; got {self.kept.dtype} of shape "
                 f"{self.kept.shape}"
             )
+        if self.scores is not None and self.scores.graph != self.graph:
+            raise AcdcError(f"the scores are of another graph, {self.scores.graph}, than the circuit, {self.graph}")
 
     @staticmethod
     def from_edges(graph: Graph, names: list[str], **record: Any) -> "Circuit":

@@ -66,6 +66,18 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class LayerIndices:
+    """Where one layer's nodes stand among the srcs, and its channels among the channels."""
+
+    heads: slice
+    mlp: int
+    q: slice
+    k: slice
+    v: slice
+    mlp_channel: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """All edges of a transformer with `n_layers` blocks of `n_heads` query heads and one MLP.
 
@@ -152,6 +164,20 @@ class Graph:
     def channel_index(self) -> dict[str, int]:
         return {channel.name: i for i, channel in enumerate(self.channels)}
 
+    def layer(self, layer: int) -> LayerIndices:
+        """The indices of one layer's srcs and channels."""
+        n_kv = self.n_heads if self.kv == "head" else self.n_kv_heads
+        src, channel = 1 + layer * (self.n_heads + 1), layer * (self.n_heads + 2 * n_kv + 1)
+        q, k, v = channel, channel + self.n_heads, channel + self.n_heads + n_kv
+        return LayerIndices(
+            heads=slice(src, src + self.n_heads),
+            mlp=src + self.n_heads,
+            q=slice(q, k),
+            k=slice(k, v),
+            v=slice(v, v + n_kv),
+            mlp_channel=v + n_kv,
+        )
+
     def edge_name(self, edge: int) -> str:
         return f"{self.srcs[self.edge_src[edge]].name}->{self.channels[self.edge_channel[edge]].name}"
 
@@ -172,7 +198,7 @@ class Graph:
         if channel not in self.channel_index:
             raise unknown_name("channel", channel, self.channel_index)
         s, c = self.src_index[src], self.channel_index[channel]
-        if not self.exists[s, c]:
+        if s >= self.n_srcs_read[c]:
             raise AcdcError(f"{name!r} is not an edge: {src} is computed after {channel} is read")
         return int(self.n_srcs_read[:c].sum()) + s
 

@@ -1,0 +1,123 @@
+"""What an edge that is not kept carries: the replacement values of every node.
+
+- `resample`: what src computes on the corrupted prompt.
+- `mean`: the mean of what src computes over the task's prompts of the same length, position by position.
+- `mean_over_positions`: the mean over all positions of all prompts.
+- `zero`: nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from acdc.activations import Activations, attention_bias, record
+from acdc.errors import unknown_name
+from acdc.task import Batch
+from acdc.transformer import Transformer, frozen
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """Replacement values for one batch; tensors may have batch size 1, to be broadcast.
+
+    `consistent`: they come from one real run, so a node that reads only replacements computes its own replacement. A
+    mean of runs is not itself a run.
+    """
+
+    activations: Activations
+    consistent: bool
+
+
+Ablation = Callable[[Batch], Replacement]
+
+
+def prepare_ablation(
+    model: Transformer,
+    batches: Sequence[Batch],
+    name: str = "resample",
+    *,
+    mean_of: Literal["corrupted", "clean"] = "corrupted",
+) -> Ablation:
+    """A function from a batch to its replacement values.
+
+    `mean_of`: which prompts the means are taken over; all `batches` count, each prompt once. The default averages over
+    the corrupted prompts, as the IOI paper does over its ABC distribution (Wang et al. 2022, arXiv 2211.00593).
+    Cost: one forward pass a batch, when called for resample, at once for the means; none for zero.
+    """
+    if name not in ABLATIONS:
+        raise unknown_name("ablation", name, ABLATIONS)
+    if mean_of not in ("corrupted", "clean"):
+        raise unknown_name("prompts to average over", mean_of, ["corrupted", "clean"])
+    if name == "resample":
+        return partial(_resample, model)
+    if name == "zero":
+        zero = _without_nodes(model)
+        return lambda batch: zero
+    prompts = [getattr(batch, mean_of) for batch in batches]
+    if name == "mean":
+        by_length = {length: _mean(model, [p for p in prompts if p.shape[1] == length], dims=(0,))
+                     for length in {p.shape[1] for p in prompts}}
+        return lambda batch: by_length[batch.clean.shape[1]]
+    mean = _mean(model, prompts, dims=(0, 1))
+    return lambda batch: mean
+
+
+ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
+
+
+def _resample(model: Transformer, batch: Batch) -> Replacement:
+    with frozen(model):
+        return Replacement(record(model, batch.corrupted), consistent=True)
+
+
+def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "batch pos"]], dims: tuple[int, ...]) -> Replacement:
+    """The mean over dims: (0,) prompts, (0, 1) prompts and positions; summed in float64."""
+    totals: list[Tensor] = []
+    count = 0
+    with frozen(model):
+        for tokens in prompts:
+            run = record(model, tokens)
+            sums: list[Tensor] = []
+            run.map(lambda x, into=sums: into.append(x.double().sum(dims, keepdim=True)))
+            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+            count += tokens.shape[0] * (tokens.shape[1] if 1 in dims else 1)
+        means = iter(totals)
+        mean = run.map(lambda x: (next(means) / count).to(x.dtype))
+        return Replacement(_with_own_projections(model, mean), consistent=False)
+
+
+def _without_nodes(model: Transformer) -> Replacement:
+    """Every node's output 0: what remains in the residual stream is the attention biases b_O, which no node owns."""
+    one = model.blocks[0].attention.out_weight
+    d_model, (n_heads, d_head) = one.shape[-1], one.shape[:2]
+    nothing = one.new_zeros(1, 1, d_model)
+    no_z = one.new_zeros(1, 1, n_heads, d_head)
+    with frozen(model), torch.no_grad():
+        resid, attn_in, mlp_in = nothing, [], []
+        for block in model.blocks:
+            attn_in.append(resid)
+            bias = attention_bias(block)
+            after = resid if bias is None else resid + bias
+            mlp_in.append(resid if model.parallel else after)
+            resid = after
+        n = model.n_layers
+        run = Activations(nothing, attn_in, [], [], [], [no_z] * n, [None] * n, mlp_in, [nothing] * n, resid)
+        return Replacement(_with_own_projections(model, run), consistent=False)
+
+
+def _with_own_projections(model: Transformer, run: Activations) -> Activations:
+    """q, k and v as the projections compute them from what the attention channels read when all is replaced."""
+    projected: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
+    with torch.no_grad():
+        for block, resid in zip(model.blocks, run.attn_in, strict=True):
+            normed = block.attn_norm(resid)
+            outputs = {module: module(normed) for module in block.attention.modules}
+            for name, values in projected.items():
+                projection = getattr(block.attention, name)
+                values.append(projection.of_output(outputs[projection.module]))
+    return Activations(**{**run.__dict__, **projected})

@@ -1,0 +1,173 @@
+"""What a fused run computes: HF's own forward, with hooks that note what nodes write and channels read.
+
+A head's contribution to the residual stream is linear in its z (the attention output before W_O), so z is what is
+noted. Where a norm follows attention (Gemma), the contribution is the head's part of the normalised sum: z is then
+scaled by the rstd of the run that it was computed in, and the norm's gain is folded into W_O (`out_weight`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from acdc.architectures.anatomy import Block
+from acdc.transformer import Transformer
+
+Resid = Float[Tensor, "batch pos d_model"]
+Heads = Float[Tensor, "batch pos head d_head"]
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """One run: what each node wrote and what each channel read; lists go over layers.
+
+    `z` is scaled as said above; `attn_scale` is that scale (None without post-norm). `q`, `k`, `v` are what the
+    projections returned, before norms and rotary embedding, `k` and `v` per KV head. `attn_in`, `mlp_in` and `final`
+    are the residual stream where attention, MLP and the final norm read it.
+    """
+
+    input: Resid
+    attn_in: list[Resid]
+    q: list[Heads]
+    k: list[Heads]
+    v: list[Heads]
+    z: list[Heads]
+    attn_scale: list[Float[Tensor, "batch pos 1"] | None]
+    mlp_in: list[Resid]
+    mlp: list[Resid]
+    final: Resid
+
+    def map(self, function: Any) -> "Activations":
+        """The same record with `function` applied to every tensor."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, list):
+                return [apply(item) for item in value]
+            return None if value is None else function(value)
+
+        return Activations(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """The tensors of a run that a loss is differentiated by. The logits are computed from `final` alone.
+
+    `z` is not scaled here. The gradient with respect to `mlp_in` and `final` is that of the branch that reads them,
+    not of the residual stream that passes by.
+    """
+
+    z: list[Heads]
+    mlp_in: list[Resid]
+    final: Resid
+
+
+def out_weight(block: Block) -> Float[Tensor, "head d_head d_model"]:
+    """W_O of each head, times the gain of the norm that follows, if one does."""
+    weight = block.attention.out_weight
+    return weight if block.attn_post is None else weight * block.attn_post.gain
+
+
+def attention_bias(block: Block) -> Float[Tensor, " d_model"] | None:
+    """b_O: it is added to the residual stream whatever the heads do, and belongs to no node."""
+    return block.attention.out.bias
+
+
+def record(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Activations:
+    """One forward pass without gradients and without the unembedding."""
+    with torch.no_grad():
+        return _run(model, tokens, None, with_gradients=False)[0]
+
+
+def record_with_taps(model: Transformer, tokens: Int[Tensor, "batch pos"], input: Resid | None = None
+                     ) -> tuple[Activations, Taps]:
+    """One forward pass that can be differentiated by its taps; `input` replaces what the first block reads."""
+    with torch.enable_grad():
+        return _run(model, tokens, input, with_gradients=True)
+
+
+def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradients: bool) -> tuple[Activations, Taps]:
+    seen: dict[str, list[Any]] = {f.name: [] for f in fields(Activations)}
+    taps: dict[str, list[Any]] = {f.name: [] for f in fields(Taps)}
+
+    def tap(name: str, x: Tensor) -> Tensor:
+        """Notes what one branch reads. A view, so that its gradient is that branch's own."""
+        seen[name].append(x.detach())
+        x = x.view_as(x)
+        taps[name].append(x)
+        return x
+
+    def reads_block_input(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+            x = args[0] if args else kwargs["hidden_states"]
+            if layer == 0:
+                x = x if input is None else input
+                x = x.detach().requires_grad_(with_gradients)
+                seen["input"].append(x.detach())
+            seen["attn_in"].append(x.detach())
+            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+        return hook
+
+    def reads_z(block: Block) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            taps["z"].append(args[0])
+            seen["z"].append(args[0].detach().unflatten(-1, (block.attention.q.n_heads, block.attention.q.d_head)))
+            if block.attn_post is None:
+                seen["attn_scale"].append(None)
+
+        return hook
+
+    def reads_attention_sum(block: Block) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            assert block.attn_post is not None
+            scale = block.attn_post.statistics(args[0].detach())[1].to(args[0].dtype)
+            seen["attn_scale"].append(scale)
+            seen["z"][-1] = seen["z"][-1] * scale[..., None]
+
+        return hook
+
+    with hooks() as add:
+        for layer, block in enumerate(model.blocks):
+            attention, outputs = block.attention, {}
+            add(block.module.register_forward_pre_hook(reads_block_input(layer), with_kwargs=True))
+            for module in attention.modules:
+                add(module.register_forward_hook(lambda m, args, out, into=outputs: into.__setitem__(m, out.detach())))
+            add(attention.out.register_forward_pre_hook(reads_z(block)))
+            add(attention.out.register_forward_pre_hook(_splits_projections(block, outputs, seen)))
+            if block.attn_post is not None:
+                add(block.attn_post.module.register_forward_pre_hook(reads_attention_sum(block)))
+            add(block.mlp_norm.module.register_forward_pre_hook(lambda m, args: (tap("mlp_in", args[0]),)))
+            writes_mlp = block.mlp if block.mlp_post is None else block.mlp_post.module
+            add(writes_mlp.register_forward_hook(lambda m, args, out: seen["mlp"].append(out.detach())))
+        final_norm = model.anatomy.final_norm.module
+        add(final_norm.register_forward_pre_hook(lambda m, args: (tap("final", args[0]),)))
+        model.run_body(tokens)
+    single = {"input", "final"}
+    activations = Activations(**{name: values[0] if name in single else values for name, values in seen.items()})
+    return activations, Taps(taps["z"], taps["mlp_in"], taps["final"][0])
+
+
+def _splits_projections(block: Block, outputs: dict, seen: dict[str, list[Any]]) -> Any:
+    """A hook that notes q, k and v once all modules that compute them have run."""
+
+    def hook(module: nn.Module, args: tuple) -> None:
+        for name in ("q", "k", "v"):
+            projection = getattr(block.attention, name)
+            seen[name].append(projection.of_output(outputs[projection.module]))
+
+    return hook
+
+
+@contextmanager
+def hooks() -> Iterator[Any]:
+    """Collects hook handles and removes them on exit."""
+    handles: list[Any] = []
+    try:
+        yield handles.append
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,55 @@
+"""Llama and what shares its shape: Mistral (sliding window), Qwen2 (biases), Qwen3 (q and k norms), SmolLM."""
+
+from typing import Any
+
+from torch import nn
+
+from acdc.architectures.anatomy import Anatomy, Attention, Block, Norm, Projection
+
+
+def rms_norm(module: nn.Module) -> Norm:
+    """The Norm of a Llama-like RMSNorm, or of an nn.Identity in its place."""
+    if isinstance(module, nn.Identity):
+        return Norm(module, None)
+    return Norm(module, module.variance_epsilon)
+
+
+def separate_projections(attn: Any, config: Any) -> tuple[Projection, Projection, Projection]:
+    """q, k and v of an attention with q_proj, k_proj and v_proj."""
+    n_kv = config.num_key_value_heads
+    return (
+        Projection(attn.q_proj, config.num_attention_heads, attn.head_dim),
+        Projection(attn.k_proj, n_kv, attn.head_dim),
+        Projection(attn.v_proj, n_kv, attn.head_dim),
+    )
+
+
+def llama(hf: Any) -> Anatomy:
+    body, config = hf.model, hf.config
+
+    def window(layer: int) -> int | None:
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and layer_types[layer] != "sliding_attention":
+            return None
+        return getattr(config, "sliding_window", None)
+
+    blocks = tuple(
+        Block(
+            module=block,
+            attn_norm=rms_norm(block.input_layernorm),
+            attention=Attention(
+                *separate_projections(block.self_attn, config),
+                out=block.self_attn.o_proj,
+                scaling=block.self_attn.scaling,
+                rotary=lambda positions: body.rotary_emb(body.embed_tokens.weight, positions),
+                q_norm=getattr(block.self_attn, "q_norm", None),
+                k_norm=getattr(block.self_attn, "k_norm", None),
+                window=window(layer),
+                softmax_float32=config._attn_implementation == "eager",
+            ),
+            mlp_norm=rms_norm(block.post_attention_layernorm),
+            mlp=block.mlp,
+        )
+        for layer, block in enumerate(body.layers)
+    )
+    return Anatomy(blocks, body.embed_tokens, rms_norm(body.norm))
