@@ -52,6 +52,11 @@ class Activations:
         return Activations(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
 
+    def expanded(self, batch: int, length: int) -> "Activations":
+        """The same record with tensors of batch size 1, or of one position, repeated (as views)."""
+        return self.map(lambda x: x.expand(batch, length, *x.shape[2:]))
+
+
 @dataclass(frozen=True, eq=False)
 class Taps:
     """The tensors of a run that a loss is differentiated by. The logits are computed from `final` alone.
@@ -74,6 +79,36 @@ def out_weight(block: Block) -> Float[Tensor, "head d_head d_model"]:
 def attention_bias(block: Block) -> Float[Tensor, " d_model"] | None:
     """b_O: it is added to the residual stream whatever the heads do, and belongs to no node."""
     return block.attention.out.bias
+
+
+def contribution(model: Transformer, run: Activations, src: int) -> Resid:
+    """What one node added to the residual stream in a run."""
+    if src == 0:
+        return run.input
+    layer, place = divmod(src - 1, model.n_heads + 1)
+    if place == model.n_heads:
+        return run.mlp[layer]
+    return run.z[layer][:, :, place] @ out_weight(model.blocks[layer])[place]
+
+
+def differences(
+    model: Transformer, clean: Activations, replaced: Activations, start: int, rows: slice, dtype: torch.dtype
+) -> Float[Tensor, "src batch pos d_model"]:
+    """replacement - clean contribution of every src, for some prompts, at positions from `start`."""
+
+    def change(ours: Tensor, theirs: Tensor) -> Tensor:
+        return theirs[rows, start:].to(dtype) - ours[rows, start:].to(dtype)
+
+    graph = model.graph()
+    of_input = change(clean.input, replaced.input)
+    result = of_input.new_empty(len(graph.srcs), *of_input.shape)
+    result[0] = of_input
+    for layer, block in enumerate(model.blocks):
+        index = graph.layer(layer)
+        z = change(clean.z[layer], replaced.z[layer]).permute(2, 0, 1, 3).flatten(1, 2)
+        torch.bmm(z, out_weight(block).to(dtype), out=result[index.heads].flatten(1, 2))
+        result[index.mlp] = change(clean.mlp[layer], replaced.mlp[layer])
+    return result
 
 
 def record(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Activations:

@@ -136,6 +136,10 @@ class Circuit:
         kept[[graph.edge(name) for name in names]] = True
         return Circuit(graph, kept, **record)
 
+    def complement(self) -> "Circuit":
+        """The edges that this circuit leaves out."""
+        return Circuit(self.graph, ~self.kept, self.scores, self.provenance)
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Circuit)

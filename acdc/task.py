@@ -7,7 +7,7 @@ prompts of one length; nothing is ever padded.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -109,6 +109,7 @@ class Task:
         return batches
 
 
+@runtime_checkable  # so that the shape checker of the tests can check it
 class Tokenizer(Protocol):
     """The part of a HuggingFace tokenizer that tasks use."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from acdc.architectures import anatomy_of
 from acdc.architectures.anatomy import Attention, Block
-from acdc.graph import Graph
+from acdc.graph import KV, Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Transformer:
     def dtype(self) -> torch.dtype:
         return self.hf.get_input_embeddings().weight.dtype
 
-    def graph(self, kv: Literal["head", "group"] = "head") -> Graph:
+    def graph(self, kv: KV = "head") -> Graph:
         """What can be cut in this model."""
         return Graph(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, kv)
 
@@ -78,12 +78,16 @@ class Transformer:
         cap = self.anatomy.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    def full_mask(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 pos pos"] | None:
+        """The attention mask that HF's forward takes: none for a causal model, else one that hides nothing."""
+        if self.causal:
+            return None
+        batch, length = tokens.shape
+        return torch.zeros(batch, 1, length, length, dtype=self.dtype, device=tokens.device)
+
     def run_body(self, tokens: Int[Tensor, "batch pos"]) -> None:
         """HF's own forward without the unembedding; hooks take what they need from it."""
-        mask = None if self.causal else torch.zeros(
-            len(tokens), 1, tokens.shape[1], tokens.shape[1], dtype=self.dtype, device=tokens.device
-        )
-        self.hf.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        self.hf.base_model(input_ids=tokens, attention_mask=self.full_mask(tokens), use_cache=False)
 
     @cached_property
     def kv_head(self) -> Int[Tensor, " head"]:

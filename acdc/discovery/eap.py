@@ -1,0 +1,38 @@
+"""Edge attribution patching: one gradient, taken on the clean run.
+
+Source: Syed, Rager & Conmy 2023 (arXiv 2310.10348); sign and clean-run gradient as in EAP-IG (arXiv 2403.17806).
+"""
+
+from collections.abc import Sequence
+
+from acdc.circuit import EdgeScores
+from acdc.discovery.gradients import attribute
+from acdc.graph import KV
+from acdc.metrics import METRICS, Metric
+from acdc.errors import AcdcError
+from acdc.task import Batch
+from acdc.transformer import Transformer
+
+
+def eap(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric = METRICS["logit_difference"],
+    *,
+    ablation: str = "resample",
+    kv: KV = "head",
+    progress: bool = False,
+) -> EdgeScores:
+    """s(src -> channel) = mean over prompts of (src_corrupted - src_clean) . dL/d(channel input) on the clean run.
+
+    L is the metric as a loss, in its units; positive = the edge helps. It is the first-order estimate of what
+    corrupting the edge alone does to the loss. Cost a batch: two forward passes, one backward. It misleads where the
+    loss saturates: the gradient vanishes though the edge matters (then use `eap_ig`).
+    """
+    if metric.reads_reference:
+        raise AcdcError(
+            f"metric {metric.name!r} is at its minimum on the clean run, where EAP takes its gradient: every score would "
+            "be 0. Use eap_ig with this metric, or EAP with logit_difference"
+        )
+    return attribute(model, batches, metric, points=[1.0], kv=kv, ablation=ablation, progress=progress,
+                     provenance={"method": "eap", "method_options": {}})

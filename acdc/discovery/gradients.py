@@ -1,0 +1,214 @@
+"""Edge attribution by gradients: (what src changes by) . (how the loss changes with what dst reads), for all edges.
+
+    s(src -> channel) = sum over batch, pos, d of (src_replacement - src_clean) * dL/d(channel input)
+
+Phases: HF's own forward and backward gives the gradient at each layer's z and at the MLPs' inputs; attention is
+differentiated again, head by head, for q, k and v (so that grouped keys and values get one gradient per query head);
+the norm and the projection are undone in closed form; one matrix product per layer gives the scores.
+
+The gradient of a channel through its projection W and norm (gain g, x_hat = x * rstd, D = d_model, C = centring in a
+LayerNorm, else the identity) is, with u = rstd * dL/d(projected),
+
+    dL/dx = C (g * W^T u)  -  x_hat * (x_hat . (g * W^T u)) / D
+
+The first term is linear in u, so that u is summed over the steps of a path first, and the second factor is a number
+per position, head and step: only one product with W and one with the differences is made, however many steps there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from acdc.ablation import Replacement, prepare_ablation
+from acdc.activations import Activations, Resid, Taps, differences, record, record_with_taps
+from acdc.architectures.anatomy import Projection
+from acdc.circuit import EdgeScores
+from acdc.errors import AcdcError
+from acdc.graph import KV
+from acdc.metrics import Metric
+from acdc.task import Batch
+from acdc.transformer import Transformer, frozen
+
+PRODUCT_BYTES = 512 * 2**20  # differences and channel gradients are expanded for as many prompts as fit in this
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGradient:
+    """Gradient at q, k, v of one layer in one run: `u` as above; `along` = x_hat . (g * W^T u) / D."""
+
+    u: Float[Tensor, "channel batch pos d_head"]
+    x_hat: Resid
+    along: Float[Tensor, "channel batch pos"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGradient:
+    """Gradients of one layer, summed over runs; `steps` holds the factors that differ from run to run."""
+
+    u: Float[Tensor, "channel batch pos d_head"]
+    steps: list[tuple[Resid, Float[Tensor, "channel batch pos"]]]
+    mlp: Resid
+
+
+def attribute(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    points: Sequence[float],
+    kv: KV,
+    ablation: str,
+    progress: bool,
+    provenance: dict,
+) -> EdgeScores:
+    """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
+
+    Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
+    run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
+    """
+    if not metric.differentiable:
+        raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
+    graph = model.graph(kv)
+    replace = prepare_ablation(model, batches, ablation)
+    total = np.zeros(graph.per_head.exists.shape)
+    with frozen(model):
+        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
+            total += _attribute_batch(model, batch, metric, points, replace(batch)).double().cpu().numpy()
+    total /= sum(len(batch) for batch in batches)
+    grouped = np.zeros(graph.exists.shape)
+    np.add.at(grouped.T, graph.channel_of_per_head, total.T)
+    return EdgeScores(graph, graph.from_matrix(grouped), {**provenance, "metric": metric.name, "ablation": ablation})
+
+
+def _attribute_batch(
+    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement
+) -> Float[Tensor, "src channel"]:
+    start = batch.first_difference if replacement.consistent and model.causal else 0
+    replaced = replacement.activations.expanded(*batch.clean.shape)
+    clean = None if 1.0 in points else record(model, batch.clean)
+    layers: list[LayerGradient] = []
+    logits_gradient = torch.zeros((), device=model.device)
+    for point in points:
+        inside = None if point == 1.0 else replaced.input + point * (model.embed(batch.clean) - replaced.input)
+        run, taps = record_with_taps(model, batch.clean, inside)
+        clean = run if point == 1.0 else clean
+        assert clean is not None
+        with torch.enable_grad():
+            logits = model.logits(taps.final[:, -1])
+            reference = model.logits(clean.final[:, -1]).detach() if metric.reads_reference else logits
+            loss = metric.loss(logits, batch, reference).sum()
+        gradients = _tap_gradients(loss, taps)
+        del taps, logits, reference, loss
+        logits_gradient = logits_gradient + gradients.final[:, -1]
+        for layer in range(model.n_layers):
+            head = _head_gradient(model, layer, run, gradients.z[layer], start)
+            mlp = gradients.mlp_in[layer][:, start:]
+            if len(layers) <= layer:
+                layers.append(LayerGradient(head.u, [(head.x_hat, head.along)], mlp.clone()))
+            else:
+                layers[layer].u.add_(head.u)
+                layers[layer].mlp.add_(mlp)
+                layers[layer].steps.append((head.x_hat, head.along))
+    assert clean is not None
+    return _products(model, clean, replaced, layers, logits_gradient, start) / len(points)
+
+
+def _tap_gradients(loss: Tensor, taps: Taps) -> Taps:
+    n = len(taps.z)
+    # A layer that cannot reach the logits (a model with an MLP of no effect) has gradient 0.
+    gradients = torch.autograd.grad(loss, [*taps.z, *taps.mlp_in, taps.final], allow_unused=True,
+                                    materialize_grads=True)
+    return Taps(list(gradients[:n]), list(gradients[n:-1]), gradients[-1])
+
+
+def _head_gradient(model: Transformer, layer: int, run: Activations, z_gradient: Tensor, start: int) -> HeadGradient:
+    """Gradient at q, k, v of every query head, from the gradient at z; at positions from `start`."""
+    block, kv = model.blocks[layer], model.kv_head
+    attention = block.attention
+    with torch.enable_grad():
+        q = run.q[layer][:, start:].detach().requires_grad_()
+        k = run.k[layer][:, :, kv].detach().requires_grad_()
+        v = run.v[layer][:, :, kv].detach().requires_grad_()
+        z = model.attend(attention, q, k, v, start)
+        gradients = torch.autograd.grad(z, (q, k, v), z_gradient[:, start:].unflatten(-1, z.shape[2:]))
+    x_hat, rstd = block.attn_norm.statistics(run.attn_in[layer][:, start:])
+    us, alongs = [], []
+    for values, gradient, projection in zip((q, k, v), gradients, (attention.q, attention.k, attention.v), strict=True):
+        if gradient.shape[1] > x_hat.shape[1]:
+            values, gradient = values[:, start:], gradient[:, start:]
+        u = gradient * rstd[..., None]
+        offset = _offset(projection, block.attn_norm.bias)
+        if offset is not None:
+            values = values - (offset if len(offset) == model.n_heads else offset[kv])
+        us.append(u.permute(2, 0, 1, 3))
+        alongs.append(((values.detach() * u).sum(-1) / x_hat.shape[-1]).permute(2, 0, 1))
+    return HeadGradient(torch.cat(us), x_hat, torch.cat(alongs))
+
+
+def _offset(projection: Projection, norm_bias: Tensor | None) -> Float[Tensor, "head d_head"] | None:
+    """What a projection returns for x_hat = 0."""
+    through = None if norm_bias is None else projection.weight @ norm_bias
+    if through is None or projection.bias is None:
+        return projection.bias if through is None else through
+    return through + projection.bias
+
+
+def _products(
+    model: Transformer,
+    clean: Activations,
+    replaced: Activations,
+    layers: Sequence[LayerGradient],
+    logits_gradient: Float[Tensor, "batch d_model"],
+    start: int,
+) -> Float[Tensor, "src channel"]:
+    """The scores, summed over the batch: one matrix product a layer, for as many prompts at a time as memory allows.
+
+    A layer's heads are taken together with the MLP before them. Products that are not edges are not read.
+    """
+    graph = model.graph()
+    n_srcs = len(graph.srcs)
+    batch, window, d_model = layers[0].mlp.shape
+    scores = layers[0].u.new_zeros(n_srcs, len(graph.channels))
+    bytes_per_prompt = (n_srcs + 3 * model.n_heads + 1) * window * d_model * scores.element_size()
+    size = max(1, PRODUCT_BYTES // bytes_per_prompt)
+    for rows in (slice(i, i + size) for i in range(0, batch, size)):
+        changes = differences(model, clean, replaced, start, rows, scores.dtype)
+        flat = changes.flatten(1)
+        for layer in range(model.n_layers + 1):
+            gradient, channels = _channel_gradients(model, layers, layer, rows)
+            n_read = int(graph.n_srcs_read[channels].max())
+            scores[:n_read, channels] += flat[:n_read] @ gradient.flatten(1).T
+        scores[:, -1] += torch.einsum("sbd,bd->s", changes[:, :, -1], logits_gradient[rows].to(scores.dtype))
+    return scores
+
+
+def _channel_gradients(
+    model: Transformer, layers: Sequence[LayerGradient], layer: int, rows: slice
+) -> tuple[Float[Tensor, "channel batch pos d_model"], list[int]]:
+    """dL/d(channel input) of the heads of `layer` and of the MLP before it, and which channels they are."""
+    graph = model.graph()
+    parts, channels = [], []
+    if layer < model.n_layers:
+        block, index, gradient = model.blocks[layer], graph.layer(layer), layers[layer]
+        attention, kv = block.attention, model.kv_head
+        weight = torch.cat([attention.q.weight, attention.k.weight[kv], attention.v.weight[kv]]).to(gradient.u.dtype)
+        if block.attn_norm.gain is not None:
+            weight = weight * block.attn_norm.gain
+        if block.attn_norm.centered:
+            weight = weight - weight.mean(-1, keepdim=True)
+        u = gradient.u[:, rows]
+        heads = torch.bmm(u.flatten(1, 2), weight.to(u.dtype)).view(*u.shape[:3], -1)
+        for x_hat, along in gradient.steps:
+            heads.addcmul_(x_hat[rows], along[:, rows, :, None], value=-1)
+        parts.append(heads)
+        channels += range(index.q.start, index.v.stop)
+    if layer > 0:
+        before = layers[layer - 1]
+        parts.append(before.mlp[rows].to(before.u.dtype)[None])
+        channels.append(graph.layer(layer - 1).mlp_channel)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)), channels

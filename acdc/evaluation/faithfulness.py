@@ -1,0 +1,136 @@
+"""How much of the model's behaviour a circuit carries.
+
+    f = (m(circuit) - m(empty)) / (m(full) - m(empty))
+
+with m the mean of the metric over prompts, in the full model, in the circuit, and with every edge cut. f = 1: the
+circuit does what the model does; f > 1: it does more, because what it leaves out works against the task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from acdc.ablation import prepare_ablation
+from acdc.circuit import Circuit, EdgeScores, Rank
+from acdc.errors import AcdcError
+from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
+from acdc.metrics import METRICS, Metric
+from acdc.patching import run_circuit
+from acdc.task import Batch
+from acdc.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """A circuit's faithfulness and the means that it is made of."""
+
+    faithfulness: float
+    circuit: float
+    full: float
+    empty: float
+    n_edges: int
+    n_prompts: int
+
+
+def faithfulness(
+    model: Transformer,
+    circuit: Circuit,
+    batches: Sequence[Batch],
+    metric: Metric = METRICS["logit_difference"],
+    *,
+    ablation: str = "resample",
+    progress: bool = False,
+) -> Faithfulness:
+    """f as above, a ratio of means as in MIB (not a mean of ratios).
+
+    Cost a batch: one forward pass for the replacements, and three circuit runs (full, circuit, empty). Raises
+    `AcdcError` where the metric does not separate the full model from the empty circuit: f would be noise.
+    """
+    values = measure(model, [circuit], batches, metric, ablation=ablation, progress=progress)
+    full, empty, own = (float(row.mean()) for row in values)
+    return Faithfulness((own - empty) / (full - empty), own, full, empty, circuit.n_edges, values.shape[1])
+
+
+def faithfulness_curve(
+    model: Transformer,
+    scores: EdgeScores,
+    batches: Sequence[Batch],
+    metric: Metric = METRICS["logit_difference"],
+    *,
+    by: Rank,
+    fractions: Sequence[float] = MIB_FRACTIONS,
+    ablation: str = "resample",
+    progress: bool = False,
+) -> Curve:
+    """Faithfulness of the top int(fraction * edges) edges for each fraction; the default is MIB's grid.
+
+    With an edge that was never tried (-inf), sizes are limited to the edges tried. Cost: one circuit run a size and
+    batch; the replacements are computed once a batch.
+    """
+    if not fractions or any(not 0 <= fraction <= 1 for fraction in fractions) or list(fractions) != sorted(fractions):
+        raise AcdcError(f"fractions {list(fractions)}: they must be ascending and lie between 0 and 1")
+    tried = int((scores.ranked_values(by) > -float("inf")).sum())
+    sizes = [min(int(fraction * scores.graph.n_edges), tried) for fraction in fractions]
+    circuits = [scores.top(size, by=by) for size in sizes]
+    values = measure(model, circuits, batches, metric, ablation=ablation, progress=progress)
+    full, empty, *means = (float(row.mean()) for row in values)
+    points = [
+        CurvePoint(fraction, size, mean, (mean - empty) / (full - empty))
+        for fraction, size, mean in zip(fractions, sizes, means, strict=True)
+    ]
+    return Curve(by, metric.name, full, empty, values.shape[1], tuple(points))
+
+
+def measure(
+    model: Transformer,
+    circuits: Sequence[Circuit],
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    ablation: str = "resample",
+    progress: bool = False,
+) -> Float[Tensor, "circuit prompt"]:
+    """The metric of every prompt in the full model, in the empty circuit, then in each circuit.
+
+    Raises `AcdcError` where full and empty do not differ in the metric's good direction.
+    """
+    graph = model.graph()
+    replace = prepare_ablation(model, batches, ablation)
+    none = Circuit.from_edges(graph, [])
+    everything = none.complement()
+    columns = []
+    with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
+        for batch in batches:
+            replacement = replace(batch)
+            reference = run_circuit(model, batch, everything, replacement)
+            rows = [reference, run_circuit(model, batch, none, replacement)]
+            for circuit in circuits:
+                rows.append(run_circuit(model, batch, circuit, replacement))
+                bar.update()
+            columns.append(torch.stack([metric.value(logits, batch, reference).double() for logits in rows]))
+    values = torch.cat(columns, dim=1)
+    _check_separation(values, batches, metric)
+    return values
+
+
+def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric) -> None:
+    """Refuses a metric that is no better on the clean run than with everything cut."""
+    sign = 1 if metric.higher_is_better else -1
+    gaps = sign * (values[0] - values[1])
+    scale = values[:2].abs().max()
+    if not torch.isfinite(values[:2]).all():
+        raise AcdcError(f"metric {metric.name!r} is not finite; check the model's weights")
+    if gaps.mean() > 1e-6 * scale:
+        return
+    worst = int(gaps.argmin())
+    example = [example for batch in batches for example in batch.examples][worst]
+    raise AcdcError(
+        f"metric {metric.name!r} does not separate the clean run (mean {float(values[0].mean()):.4g}) from the ablated "
+        f"one (mean {float(values[1].mean()):.4g}), so no circuit can be found for it. Worst prompt: {example.clean!r} "
+        f"against {example.corrupted!r} ({float(values[0, worst]):.4g} against {float(values[1, worst]):.4g}). Check "
+        "that the model can do the task, and that the corrupted prompt takes the answer away"
+    )

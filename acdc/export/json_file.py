@@ -1,0 +1,168 @@
+"""How a circuit is kept in a file: strict JSON that reads back as the same circuit, to the last bit."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from acdc.circuit import Circuit, EdgeScores
+from acdc.errors import AcdcError
+from acdc.graph import Graph
+
+FORMAT, VERSION = "acdc-circuit", 1
+FIELDS = {"format", "version", "graph", "kept", "scores", "scores_provenance", "provenance"}
+GRAPH_FIELDS: dict[str, type] = {
+    "n_layers": int, "n_heads": int, "n_kv_heads": int, "parallel": bool, "kv": str
+}
+# Several times the largest open models: a wrong digit must not fill the memory.
+MAX_NODES, MAX_EDGES = 10**5, 10**9
+MAX_DEPTH = 100  # of nesting in provenance
+
+
+def circuit_to_json(circuit: Circuit) -> str:
+    """The circuit as ASCII JSON: a line a kept edge, the scores of all edges on one line, null for -inf.
+
+    Provenance must be what JSON can hold: text, finite numbers, booleans, None, lists, and mappings by text.
+    Tuples are written as lists; everything else reads back equal.
+    """
+    graph, scores = circuit.graph, circuit.scores
+    kept = ",".join(f"\n  {json.dumps(name)}" for name in circuit.edge_names)
+    values = None
+    scores_provenance = "null"
+    if scores is not None:
+        scores_provenance = _dump_record(scores.provenance, "scores_provenance")
+        values = [value if math.isfinite(value) else None for value in scores.values.tolist()]
+    fields = {
+        "format": json.dumps(FORMAT),
+        "version": json.dumps(VERSION),
+        "graph": json.dumps({name: getattr(graph, name) for name in GRAPH_FIELDS}),
+        "provenance": _dump_record(circuit.provenance, "provenance"),
+        "kept": f"[{kept}\n ]" if kept else "[]",
+        "scores_provenance": scores_provenance,
+        "scores": json.dumps(values, allow_nan=False, separators=(",", ":")),
+    }
+    return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in fields.items()) + "\n}\n"
+
+
+def circuit_from_json(text: str, source: str = "the text") -> Circuit:
+    """The circuit that `circuit_to_json` wrote. `source` names the text in errors: the file's path."""
+    data = _parse(text, source)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise AcdcError(f'{source} is not a circuit: the field "format" must be "{FORMAT}"')
+    if data.get("version") != VERSION or isinstance(data["version"], bool):
+        raise AcdcError(
+            f'{source}: field "version" is {data.get("version")!r}; this acdc reads version {VERSION}. '
+            "Update acdc, or save the circuit again"
+        )
+    _check_fields(data, FIELDS, source, "")
+    graph = _read_graph(data["graph"], source)
+    for name in ("provenance", "scores_provenance"):
+        if not isinstance(data[name], dict) and not (name == "scores_provenance" and data["scores"] is None):
+            raise _wrong(source, name, "it must be an object")
+        _check_record(data[name], f"{source}: {name}")
+    scores = None
+    if data["scores"] is not None:
+        scores = EdgeScores(graph, _read_scores(data["scores"], graph, source), data["scores_provenance"])
+    elif data["scores_provenance"] is not None:
+        raise _wrong(source, "scores_provenance", "it must be null where scores are null")
+    return Circuit(graph, _read_kept(data["kept"], graph, source), scores, data["provenance"])
+
+
+def _parse(text: str, source: str) -> Any:
+    def refuse_constant(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the field {twice!r} is given twice")
+        return result
+
+    try:
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise AcdcError(f"{source} is not JSON: {error}. It may be cut off or changed by hand") from error
+
+
+def _read_graph(data: Any, source: str) -> Graph:
+    if not isinstance(data, dict):
+        raise _wrong(source, "graph", "it must be an object")
+    _check_fields(data, set(GRAPH_FIELDS), source, "graph.")
+    for name, kind in GRAPH_FIELDS.items():
+        if type(data[name]) is not kind:
+            raise _wrong(source, f"graph.{name}", f"{data[name]!r} is not of type {kind.__name__}")
+    layers, heads, kv_heads = data["n_layers"], data["n_heads"], data["n_kv_heads"]
+    nodes = 1 + layers * (heads + 1)
+    edges = nodes * nodes * 3 // 2  # from above: up to three channels a node, each reading half of the nodes
+    if max(layers, heads, kv_heads) > MAX_NODES or nodes > MAX_NODES or edges > MAX_EDGES:
+        raise _wrong(source, "graph", f"{layers:,} layers of {heads:,} heads are more than any model has")
+    try:
+        return Graph(**data)
+    except AcdcError as error:
+        raise _wrong(source, "graph", str(error)) from error
+
+
+def _read_scores(data: Any, graph: Graph, source: str) -> np.ndarray:
+    if not isinstance(data, list) or len(data) != graph.n_edges:
+        given = f"{len(data):,}" if isinstance(data, list) else f"a {type(data).__name__}"
+        raise _wrong(source, "scores", f"{given} where {graph.n_edges:,} numbers are needed, one an edge")
+    if not {type(value) for value in data} <= {int, float, type(None)}:
+        edge = next(i for i, value in enumerate(data) if type(value) not in (int, float, type(None)))
+        name = graph.edge_name(edge)
+        raise _wrong(source, "scores", f"{data[edge]!r}, for {name}, is neither a number nor null")
+    try:
+        values = np.array([-math.inf if value is None else value for value in data], dtype=np.float64)
+    except OverflowError as error:
+        raise _wrong(source, "scores", "a number is too large for a float") from error
+    if np.isinf(values).sum() != data.count(None):
+        raise _wrong(source, "scores", "a number is too large for a float")
+    return values
+
+
+def _read_kept(data: Any, graph: Graph, source: str) -> np.ndarray:
+    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+        raise _wrong(source, "kept", "it must be a list of edge names")
+    if len(set(data)) < len(data):
+        raise _wrong(source, "kept", f"the edge {Counter(data).most_common(1)[0][0]!r} is given twice")
+    try:
+        return Circuit.from_edges(graph, data).kept
+    except AcdcError as error:
+        raise _wrong(source, "kept", str(error)) from error
+
+
+def _check_fields(data: dict[str, Any], expected: set[str], source: str, prefix: str) -> None:
+    for name in sorted(expected ^ set(data)):
+        what = "is missing" if name in expected else "is not one that this version knows"
+        raise AcdcError(f'{source}: field "{prefix}{name}" {what}')
+
+
+def _dump_record(record: Mapping[str, Any], name: str) -> str:
+    plain = dict(record)
+    _check_record(plain, name)
+    return json.dumps(plain, indent=2, allow_nan=False).replace("\n", "\n ")
+
+
+def _check_record(value: Any, where: str, depth: int = 0) -> None:
+    """Refuses what JSON cannot hold, and what `json` would silently turn into something else."""
+    if depth > MAX_DEPTH:
+        raise AcdcError(f"{where[:60]}... is nested more than {MAX_DEPTH} deep. Flatten it")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise AcdcError(f"{where}: the key {key!r} is a {type(key).__name__}; use text as keys")
+            _check_record(item, f"{where}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_record(item, f"{where}[{i}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise AcdcError(f"{where} is {value}; JSON has only finite numbers. Leave it out, or use None (null)")
+    elif not isinstance(value, str | int | float | type(None)):
+        raise AcdcError(f"{where} is a {type(value).__name__}, which JSON lacks. Use text or plain numbers")
+
+
+def _wrong(source: str, field: str, what: str) -> AcdcError:
+    return AcdcError(f'{source}: field "{field}": {what}')
