@@ -75,15 +75,14 @@ def _resample(model: Transformer, batch: Batch) -> Replacement:
         return Replacement(record(model, batch.corrupted), consistent=True)
 
 
-def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "batch pos"]], dims: tuple[int, ...]) -> Replacement:
+def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "_ _"]], dims: tuple[int, ...]) -> Replacement:
     """The mean over dims: (0,) prompts, (0, 1) prompts and positions; summed in float64."""
     totals: list[Tensor] = []
     count = 0
     with frozen(model):
         for tokens in prompts:
             run = record(model, tokens)
-            sums: list[Tensor] = []
-            run.map(lambda x, into=sums: into.append(x.double().sum(dims, keepdim=True)))
+            sums = [tensor.double().sum(dims, keepdim=True) for tensor in run.tensors()]
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
             count += tokens.shape[0] * (tokens.shape[1] if 1 in dims else 1)
         means = iter(totals)

@@ -5,7 +5,7 @@ noted. Where a norm follows attention (Gemma), the contribution is the head's pa
 scaled by the rstd of the run that it was computed in, and the norm's gain is folded into W_O (`out_weight`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,6 +19,7 @@ from acdc.transformer import Transformer
 
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
+KVHeads = Float[Tensor, "batch pos kv_head d_head"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +34,21 @@ class Activations:
     input: Resid
     attn_in: list[Resid]
     q: list[Heads]
-    k: list[Heads]
-    v: list[Heads]
+    k: list[KVHeads]
+    v: list[KVHeads]
     z: list[Heads]
     attn_scale: list[Float[Tensor, "batch pos 1"] | None]
     mlp_in: list[Resid]
     mlp: list[Resid]
     final: Resid
 
-    def map(self, function: Any) -> "Activations":
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the record, in the order in which `map` visits them."""
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            yield from (item for item in (value if isinstance(value, list) else [value]) if item is not None)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Activations":
         """The same record with `function` applied to every tensor."""
 
         def apply(value: Any) -> Any:
@@ -50,7 +57,6 @@ class Activations:
             return None if value is None else function(value)
 
         return Activations(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
-
 
     def expanded(self, batch: int, length: int) -> "Activations":
         """The same record with tensors of batch size 1, or of one position, repeated (as views)."""
@@ -61,11 +67,11 @@ class Activations:
 class Taps:
     """The tensors of a run that a loss is differentiated by. The logits are computed from `final` alone.
 
-    `z` is not scaled here. The gradient with respect to `mlp_in` and `final` is that of the branch that reads them,
+    `z` is not scaled here, and its heads lie side by side. The gradient with respect to `mlp_in` and `final` is that of the branch that reads them,
     not of the residual stream that passes by.
     """
 
-    z: list[Heads]
+    z: list[Float[Tensor, "batch pos head_d_head"]]
     mlp_in: list[Resid]
     final: Resid
 

@@ -138,7 +138,7 @@ def check_graph(model: Transformer, graph: Graph) -> None:
 
 def kept_matrix(graph: Graph, kept: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "src channel"]:
     """Which srcs each channel of each query head reads now."""
-    return graph.to_matrix(kept, False)[:, graph.channel_of_per_head]
+    return graph.to_matrix(kept)[:, graph.channel_of_per_head]
 
 
 def _src(graph: Graph, name: str) -> int:

@@ -88,11 +88,12 @@ def _note(circuit: Circuit, shown: Backbone) -> str:
     kept, all_edges = circuit.n_edges, f"of the model's {circuit.graph.n_edges:,}"
     if len(shown.edges) == kept:
         return f"shown: all {kept:,} kept edges ({all_edges})" if kept else f"no edge is kept ({all_edges})"
-    most = "strongest" if circuit.scores is not None else "most direct"
+    most = "strongest" if circuit.scores is not None else "most direct" if shown.on_paths else "first"
+    most += " on a path" if shown.on_paths else ""
     joining = len(shown.edges) - shown.n_strongest
     rest = f" and {joining} that join them to the input and the logits" if joining else ""
     return (
-        f"shown: {len(shown.edges)} of {kept:,} kept edges ({all_edges}), the {shown.n_strongest} {most} on a path"
+        f"shown: {len(shown.edges)} of {kept:,} kept edges ({all_edges}), the {shown.n_strongest} {most}"
         f"{rest}"
     )
 

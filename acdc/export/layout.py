@@ -78,9 +78,10 @@ def _levels(graph: Graph, inner: list[Node], rows: list[list[Node]]) -> tuple[di
     level = 0.0
     for layer in dict.fromkeys(node.layer for node in inner):
         of_layer = [row for row in rows if row[0].layer == layer]
+        below = ""
         for row in of_layer:
-            under_heads = row[0].kind == "head" and any(other[0].kind == "kv" for other in of_layer)
-            level += KV_STEP if under_heads and row == of_layer[1] else 1
+            level += KV_STEP if (below, row[0].kind) == ("kv", "head") else 1
+            below = row[0].kind
             levels |= dict.fromkeys(row, level)
         if Node("mlp", layer) in inner:
             level += 1 if not of_layer else 0 if graph.parallel else 0.5

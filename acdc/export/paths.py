@@ -25,10 +25,14 @@ class Path:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The edges to draw, ascending: the `n_strongest` strongest, and those that join them to the two ends."""
+    """The edges to draw, ascending: the `n_strongest` strongest, and those that join them to the two ends.
+
+    `on_paths`: whether only edges on paths from the input to the logits were considered.
+    """
 
     edges: Int[np.ndarray, " shown"]
     n_strongest: int
+    on_paths: bool
 
 
 class Step(NamedTuple):
@@ -109,7 +113,7 @@ def backbone(circuit: Circuit, max_edges: int) -> Backbone:
     stronger than the weakest of the `n_strongest`. If no path fits, simply the strongest edges.
     """
     if circuit.n_edges <= max_edges:
-        return Backbone(np.nonzero(circuit.kept)[0], circuit.n_edges)
+        return Backbone(np.nonzero(circuit.kept)[0], circuit.n_edges, on_paths=False)
     joined: dict[int, Way] = {}
     for step, way in _ways_through(circuit.drop_dangling()):
         joined[step.edge] = max(way, joined.get(step.edge, way))
@@ -120,11 +124,11 @@ def backbone(circuit: Circuit, max_edges: int) -> Backbone:
     while n_strongest < len(ranking) and len(shown.union(joined[ranking[n_strongest]].edges)) <= max_edges:
         shown.update(joined[ranking[n_strongest]].edges)
         n_strongest += 1
-    if not shown:
-        kept = np.nonzero(circuit.kept)[0]
-        shown = set(kept[np.argsort(-strengths[kept], kind="stable")[:max_edges]].tolist())
-        n_strongest = len(shown)
-    return Backbone(np.array(sorted(shown), dtype=int), n_strongest)
+    if shown:
+        return Backbone(np.array(sorted(shown)), n_strongest, on_paths=True)
+    kept = np.nonzero(circuit.kept)[0]
+    strongest = kept[np.argsort(-strengths[kept], kind="stable")[:max_edges]]
+    return Backbone(np.sort(strongest), max_edges, on_paths=False)
 
 
 def _ways_through(circuit: Circuit) -> list[tuple[Step, Way]]:

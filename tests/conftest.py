@@ -1,0 +1,34 @@
+"""What most tests share: tiny models of every family, with token batches."""
+
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCAB, tiny_hf
+
+from acdc.task import Batch, Example
+from acdc.transformer import Transformer
+
+
+def make_batch(n: int = 3, length: int = 9, seed: int = 0, first: int = 3) -> Batch:
+    """Random prompts that differ from position `first` on."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(0, VOCAB, (n, length), generator=generator)
+    corrupted = clean.clone()
+    corrupted[:, first] = (clean[:, first] + 1 + torch.randint(0, VOCAB - 1, (n,), generator=generator)) % VOCAB
+    corrupted[0, length - 2] = (clean[0, length - 2] + 1) % VOCAB
+    answer = torch.randint(0, VOCAB, (n,), generator=generator)
+    examples = tuple(Example(f"prompt {i}", f"corrupted {i}", " a", " b") for i in range(n))
+    return Batch(clean, corrupted, answer, (answer + 1) % VOCAB, examples)
+
+
+def tiny(family: str, dtype: torch.dtype = torch.float64) -> Transformer:
+    return Transformer(tiny_hf(family, dtype), None, family)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)
