@@ -155,7 +155,7 @@ class Circuit:
 
     @cached_property
     def edge_names(self) -> tuple[str, ...]:
-        return tuple(self.graph.edge_name(edge) for edge in np.nonzero(self.kept)[0])
+        return tuple(self.graph.edge_name(edge) for edge in np.nonzero(self.kept)[0].tolist())
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from acdc.ablation import Ablation, prepare_ablation
+from acdc.ablation import prepare_ablation
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
@@ -45,16 +45,18 @@ def acdc(
         raise AcdcError(f"threshold {threshold}: it must be a finite number, in units of the metric {metric.name!r}")
     graph = model.graph(kv)
     replace = prepare_ablation(model, batches, ablation)
-    references = [_logits(model, batch, np.ones(graph.n_edges, dtype=bool), graph, replace) for batch in batches]
+    kept = np.ones(graph.n_edges, dtype=bool)
+    runs = [(batch, replace(batch)) for batch in batches]
+    references = [run_circuit(model, batch, Circuit(graph, kept), replacement) for batch, replacement in runs]
 
     def loss(kept: Bool[np.ndarray, " edge"]) -> float:
+        circuit = Circuit(graph, kept)
         values = [
-            metric.loss(_logits(model, batch, kept, graph, replace), batch, reference)
-            for batch, reference in zip(batches, references, strict=True)
+            metric.loss(run_circuit(model, batch, circuit, replacement), batch, reference)
+            for (batch, replacement), reference in zip(runs, references, strict=True)
         ]
         return float(torch.cat(values).double().mean())
 
-    kept = np.ones(graph.n_edges, dtype=bool)
     scores = np.full(graph.n_edges, -np.inf)
     current = loss(kept)
     with tqdm(total=graph.n_edges, desc="trying edges", unit="edge", disable=not progress) as bar:
@@ -78,11 +80,6 @@ def acdc(
     provenance = {"method": "acdc", "method_options": {"threshold": threshold}, "metric": metric.name,
                   "ablation": ablation}
     return EdgeScores(graph, scores, provenance)
-
-
-def _logits(model: Transformer, batch: Batch, kept: Bool[np.ndarray, " edge"], graph: Graph, replace: Ablation
-            ) -> torch.Tensor:
-    return run_circuit(model, batch, Circuit(graph, kept), replace(batch))
 
 
 def _is_read(graph: Graph, kept: Bool[np.ndarray, " edge"], channel: int) -> bool:

@@ -48,4 +48,4 @@ class Curve:
 
     def _area(self, heights: list[float]) -> float:
         x = [point.fraction for point in self.points]
-        return sum((x[i + 1] - x[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(x) - 1))
+        return sum(((x[i + 1] - x[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(x) - 1)), 0.0)

@@ -105,7 +105,7 @@ def _ends(graph: Graph, shown: Backbone) -> set[Node]:
 
 def _draw_bands(axes: Axes, layout: Layout) -> None:
     for layer, (low, high) in layout.bands.items():
-        axes.add_patch(Rectangle((LEFT - 0.1, low), layout.width - LEFT, high - low, color="#F4F4F4", lw=0, zorder=0))
+        axes.add_patch(Rectangle((LEFT - 0.1, low), layout.width - LEFT, high - low, fc="#F4F4F4", lw=0, zorder=0))
         axes.text(0.2, (low + high) / 2, f"layer {layer}", va="center", size=7, color="#8A8A8A", **TEXT)
 
 
@@ -134,11 +134,12 @@ def _draw_fixed_links(axes: Axes, graph: Graph, layout: Layout) -> None:
 
 def _draw_edges(axes: Axes, circuit: Circuit, shown: Backbone, layout: Layout) -> None:
     graph, strengths = circuit.graph, edge_strengths(circuit)
+    values = np.zeros(graph.n_edges) if circuit.scores is None else circuit.scores.values
     most = strengths[shown.edges].max(initial=0) or 1
     for edge in shown.edges[np.argsort(strengths[shown.edges], kind="stable")]:
         src, channel = graph.srcs[graph.edge_src[edge]], graph.channels[graph.edge_channel[edge]]
-        relative = float(np.sqrt(strengths[edge] / most))
-        hurts = circuit.scores is not None and np.isfinite(circuit.scores.values[edge]) and circuit.scores.values[edge] < 0
+        relative = float(np.sqrt(strengths[edge] / most)) if circuit.scores is not None else 0.4
+        hurts = -np.inf < values[edge] < 0
         patch = PathPatch(
             Outline(_curve(src, channel, layout), [Outline.MOVETO] + 3 * [Outline.CURVE4]), fc="none",
             ec=COLOURS[channel.letter], lw=_line_width(relative), alpha=0.4 + 0.55 * relative,

@@ -95,10 +95,12 @@ def _read_graph(data: Any, source: str) -> Graph:
     for name, kind in GRAPH_FIELDS.items():
         if type(data[name]) is not kind:
             raise _wrong(source, f"graph.{name}", f"{data[name]!r} is not of type {kind.__name__}")
+    if data["kv"] not in ("head", "group"):
+        raise _wrong(source, "graph.kv", f"{data['kv']!r} is neither 'head' nor 'group'")
     layers, heads, kv_heads = data["n_layers"], data["n_heads"], data["n_kv_heads"]
     nodes = 1 + layers * (heads + 1)
     edges = nodes * nodes * 3 // 2  # from above: up to three channels a node, each reading half of the nodes
-    if max(layers, heads, kv_heads) > MAX_NODES or nodes > MAX_NODES or edges > MAX_EDGES:
+    if min(layers, heads) > 0 and (nodes > MAX_NODES or kv_heads > MAX_NODES or edges > MAX_EDGES):
         raise _wrong(source, "graph", f"{layers:,} layers of {heads:,} heads are more than any model has")
     try:
         return Graph(**data)

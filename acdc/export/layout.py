@@ -10,7 +10,7 @@ BOX_HEIGHT, GAP = 0.2, 0.12
 LEFT, RIGHT, MLP_GAP = 0.75, 0.95, 0.5  # margins (layer names; arcs between MLPs), and before the MLPs' column
 PAGE_WIDTH, PAGE_ROWS = 6.5, 7.6  # what fits a printed page; wider only where a row needs it
 MAX_HEADS_A_ROW = 12
-MIN_PITCH, MAX_PITCH = 0.33, 0.62  # from row to row
+MIN_PITCH, MAX_PITCH = 0.3, 0.62  # from row to row
 KV_STEP = 0.75  # rows from KV nodes to their heads
 
 

@@ -1,0 +1,177 @@
+"""What was asked, what was found, and how to find it again: a Markdown page for one circuit."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from acdc.circuit import Circuit
+from acdc.evaluation.curve import Curve
+from acdc.export.paths import strongest_paths
+from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
+
+EXCEEDS = 1.05
+RANKINGS = {"signed": "signed score", "magnitude": "|score|"}
+ASKED = {
+    "model": "Model", "model_sha256": "SHA-256 of the model", "task": "Task", "task_description": "What it is",
+    "n_prompts": "Prompts", "metric": "Metric", "ablation": "Replacement of cut edges", "method": "Method",
+    "method_options": "Options", "selection": "Selection", "seed": "Seed", "versions": "Versions",
+}
+METHODS = {
+    "acdc": "ACDC goes through the edges from the logits back and removes each whose removal raises the loss by less "
+    "than a threshold (Conmy et al. 2023, *Towards Automated Circuit Discovery for Mechanistic Interpretability*, "
+    "arXiv 2304.14997).",
+    "exact": "Each edge was cut alone, and the rise of the loss measured (edge activation patching).",
+    "eap": "Edge attribution patching estimates the effect of cutting each edge to first order: the change of what it "
+    "carries times the gradient where it is read (Syed, Rager and Conmy 2023, *Attribution Patching Outperforms "
+    "Automated Circuit Discovery*, arXiv 2310.10348).",
+    "eap_ig": "EAP-IG is edge attribution patching with gradients averaged between the corrupted and the clean run "
+    "(Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806).",
+    "edge_pruning": "Edge Pruning trains a gate for every edge under a sparsity constraint (Bhaskar et al. 2024, "
+    "*Finding Transformer Circuits with Edge Pruning*, arXiv 2406.16778).",
+}
+CONVENTIONS = (
+    "A score is the estimated rise of the loss if that edge alone is cut: positive edges help the task. Faithfulness "
+    "is f = (m(circuit) − m(all cut)) / (m(full model) − m(all cut)). CPR is the area under f, CMD the area under "
+    "|1 − f|, over the requested fraction of edges on a linear axis, by trapezoids (Mueller et al. 2025, *MIB: A "
+    "Mechanistic Interpretability Benchmark*, arXiv 2504.13151; its CPR ranks by signed score, its CMD by |score|)."
+)
+
+
+def report(circuit: Circuit, curves: Sequence[Curve] = (), *, figure: str | None = "circuit.svg",
+           curve_image: str | None = "curve.png", n_edges: int = 20, n_paths: int = 10) -> str:
+    """The page. `figure` and `curve_image` are links relative to it; None leaves an image out.
+
+    What the provenance does not say is left out.
+    """
+    record = full_provenance(circuit)
+    where = f" in {escaped(record['model'])}" if record.get("model") else ""
+    sections = [
+        f"# {escaped(record.get('task') or 'Circuit')}{where}",
+        _asked(record),
+        _found(circuit, record),
+        f"![The circuit]({figure})" if figure else "",
+        _curves(curves, curve_image),
+        _strongest(circuit, n_edges, n_paths),
+        _again(record),
+        _method(record),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escaped(value: Any) -> str:
+    """As plain text on one line: nothing in it is read as Markdown or HTML."""
+    text = " ".join(number(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", text)
+
+
+def code(text: str) -> str:
+    """As code that also fits a table's cell: backticks get a longer fence, pipes a backslash."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
+    return f"{fence}{space}{text}{space}{fence}".replace("|", r"\|")
+
+
+def quoted(text: str) -> str:
+    """A prompt as code, in quotes: leading spaces show, and line breaks are \\n."""
+    return code(json.dumps(text, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    rows = []
+    for key, name in ASKED.items():
+        value = record.get(key)
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {number(v)}" for k, v in value.items())
+        if value is not None and value != "":
+            rows.append([name, escaped(value)])
+    example = record.get("example")
+    if isinstance(example, Mapping):
+        names = {"clean": "Example", "corrupted": "Its corrupted prompt", "answer": "Answer", "wrong": "Wrong answer"}
+        rows += [[name, quoted(str(example[key]))] for key, name in names.items() if example.get(key) is not None]
+    return "## What was asked\n\n" + table(["", ""], rows) if rows else ""
+
+
+def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
+    names = {
+        "clean_metric": "Metric, full model", "corrupted_metric": "Metric, all edges cut",
+        "circuit_metric": "Metric, circuit", "faithfulness": "Faithfulness",
+    }
+    rows = [[name.capitalize() if name == name.lower() else name, text] for name, text in size_rows(circuit)]
+    rows += [[name, escaped(record[key])] for key, name in names.items() if record.get(key) is not None]
+    seconds = record.get("seconds")
+    if isinstance(seconds, Mapping) and seconds:
+        rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
+    text = "## What was found\n\n" + table(["", ""], rows)
+    faithfulness = record.get("faithfulness")
+    if isinstance(faithfulness, int | float) and faithfulness > EXCEEDS:
+        text += f"\n\n{_exceeds('The circuit', faithfulness)}"
+    return text
+
+
+def _exceeds(what: str, faithfulness: float) -> str:
+    return (
+        f"**{what} exceeds the full model** (f = {faithfulness:.3g}): it leaves out edges that hurt the task. Keep in "
+        "mind that it then does the task better than the model does, and is not a faithful picture of it."
+    )
+
+
+def _curves(curves: Sequence[Curve], image: str | None) -> str:
+    if not curves:
+        return ""
+    parts = ["## Faithfulness by circuit size"]
+    if image:
+        parts.append(f"![Faithfulness by circuit size]({image})")
+    for curve in curves:
+        rows = [
+            [f"{point.fraction:.3%}", f"{point.n_edges:,}", number(float(point.metric)), f"{point.faithfulness:.3f}",
+             "exceeds the full model" if point.faithfulness > EXCEEDS else ""]
+            for point in curve.points
+        ]
+        areas = f"CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}; " if len(curve.points) > 1 else ""
+        parts.append(
+            f"Ranked by {escaped(RANKINGS[curve.by])}: {areas}{escaped(curve.metric)} {number(float(curve.full))} for "
+            f"the full model and {number(float(curve.empty))} with all edges cut; {curve.n_prompts:,} prompts."
+        )
+        parts.append(table(["Fraction asked for", "Edges kept", "Metric", "Faithfulness", ""], rows))
+    beyond = [(p, curve) for curve in curves for p in curve.points if p.faithfulness > EXCEEDS]
+    if beyond:
+        point, curve = max(beyond, key=lambda pair: pair[0].faithfulness)
+        ranking = escaped(RANKINGS[curve.by])
+        parts.append(_exceeds(f"The circuit of {point.n_edges:,} edges by {ranking}", point.faithfulness))
+    return "\n\n".join(parts)
+
+
+def _strongest(circuit: Circuit, n_edges: int, n_paths: int) -> str:
+    parts = []
+    scored = circuit.scores is not None
+    if n_edges and circuit.n_edges:
+        columns = ["Score", "Edge"] if scored else ["Edge"]
+        rows = [[*row[:-1], code(row[-1])] for row in edge_rows(circuit, n_edges)]
+        parts += ["## Strongest edges" if scored else "## Edges", table(columns, rows)]
+    paths = strongest_paths(circuit, n_paths)
+    if paths:
+        columns = ["Least score, absolute", "Path"] if scored else ["Path"]
+        rows = [[*([number(p.strength)] if scored else []), code(path_text(circuit, p))] for p in paths]
+        parts += ["## Strongest paths" if scored else "## Shortest paths", table(columns, rows)]
+    return "\n\n".join(parts)
+
+
+def _again(record: Mapping[str, Any]) -> str:
+    command = record.get("command")
+    if not command:
+        return ""
+    text = command if isinstance(command, str) else shlex.join(str(word) for word in command)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"## How to find it again\n\n{fence}sh\n{text}\n{fence}"
+
+
+def _method(record: Mapping[str, Any]) -> str:
+    method = str(record.get("method", "")).lower().replace("-", "_")
+    return "\n\n".join(["## Method", *([METHODS[method]] if method in METHODS else []), CONVENTIONS])

@@ -1,0 +1,125 @@
+"""What a circuit is, in words and columns: what `acdc show` says."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from acdc.circuit import Circuit
+from acdc.export.paths import Path, edge_strengths, strongest_paths
+
+HEADER = ("model", "task", "metric", "ablation", "method", "selection", "faithfulness")
+
+
+def describe(circuit: Circuit, *, n_edges: int = 20, n_paths: int = 10, n_nodes: int = 20) -> str:
+    """The circuit's origin, its size, and its strongest nodes, edges and paths (see `acdc.export.paths`).
+
+    A node is as strong as the summed |score| of its kept edges. Without scores, edges are listed in the order of the
+    graph, nodes by how many edges they have, and paths from the shortest. A number of 0 leaves the list out.
+    """
+    record = full_provenance(circuit)
+    header = [(key, number(record[key])) for key in HEADER if record.get(key) is not None]
+    lines = aligned([*header, *size_rows(circuit)], "<<")
+    scored = circuit.scores is not None
+    if n_nodes and circuit.n_edges:
+        rows = node_rows(circuit)
+        columns = ["node", "edges in", "edges out", *(["|score| in", "|score| out"] if scored else [])]
+        lines += ["", _heading("nodes" if not scored else "strongest nodes", n_nodes, len(rows))]
+        lines += aligned([columns, *rows[:n_nodes]], "<>>>>")
+    if n_edges and circuit.n_edges:
+        lines += ["", _heading("strongest edges" if scored else "edges", n_edges, circuit.n_edges)]
+        lines += aligned(edge_rows(circuit, n_edges), "><" if scored else "<")
+    if n_paths and circuit.n_edges:
+        paths = strongest_paths(circuit, n_paths)
+        what = "strongest paths, with the least |score| along each" if scored else "shortest paths"
+        lines += ["", what if paths else "no kept path from the input to the logits"]
+        lines += [f"  {number(path.strength) + '  ' if scored else ''}{path_text(circuit, path)}" for path in paths]
+    return "\n".join(lines) + "\n"
+
+
+def full_provenance(circuit: Circuit) -> dict[str, Any]:
+    """What is known of the circuit, including of its scores."""
+    scored: Mapping[str, Any] = circuit.scores.provenance if circuit.scores is not None else {}
+    return {**scored, **circuit.provenance}
+
+
+def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
+    """How much is kept of how much: edges, heads, MLPs, and edges by channel."""
+    graph = circuit.graph
+    kinds = Counter(node.kind for node in circuit.nodes)
+    heads, mlps = graph.n_layers * graph.n_heads, graph.n_layers
+    rows = [
+        ("edges", f"{circuit.n_edges:,} of {graph.n_edges:,} ({circuit.n_edges / graph.n_edges:.3%})"),
+        ("heads", f"{kinds['head']:,} of {heads:,}"),
+        ("MLPs", f"{kinds['mlp']:,} of {mlps:,}"),
+    ]
+    if graph.kv == "group":
+        rows.insert(2, ("KV heads", f"{kinds['kv']:,} of {graph.n_layers * graph.n_kv_heads:,}"))
+    channels = [graph.channels[c] for c in graph.edge_channel[circuit.kept]]
+    letters = Counter(channel.letter or channel.node.kind for channel in channels)
+    names = {"q": "q", "k": "k", "v": "v", "mlp": "MLP", "logits": "logits"}
+    return [*rows, ("channels", ", ".join(f"{name} {letters[key]:,}" for key, name in names.items()))]
+
+
+def node_rows(circuit: Circuit) -> list[list[str]]:
+    """Name, edges in, edges out (and summed |score| in and out) of each node, the strongest first."""
+    graph, strengths = circuit.graph, edge_strengths(circuit)
+    kept = np.nonzero(circuit.kept)[0]
+    index = {node: i for i, node in enumerate(circuit.nodes)}
+    src = [index[graph.srcs[s]] for s in graph.edge_src[kept]]
+    dst = [index[graph.channels[c].node] for c in graph.edge_channel[kept]]
+    n_in, n_out = (np.bincount(ends, minlength=len(index)) for ends in (dst, src))
+    sum_in, sum_out = (np.bincount(ends, strengths[kept], len(index)) for ends in (dst, src))
+    rows = []
+    for i in np.argsort(-(sum_in + sum_out), kind="stable"):
+        sums = [] if circuit.scores is None else [number(float(sum_in[i])), number(float(sum_out[i]))]
+        rows.append([circuit.nodes[i].name, f"{n_in[i]:,}", f"{n_out[i]:,}", *sums])
+    return rows
+
+
+def edge_rows(circuit: Circuit, n: int) -> list[list[str]]:
+    """(Signed score and) name of the `n` strongest kept edges."""
+    kept = np.nonzero(circuit.kept)[0]
+    if circuit.scores is None:
+        return [[circuit.graph.edge_name(int(edge))] for edge in kept[:n]]
+    order = kept[np.argsort(-edge_strengths(circuit)[kept], kind="stable")[:n]]
+    values = circuit.scores.values
+    return [
+        [f"{values[e]:+.4g}" if np.isfinite(values[e]) else "not tried", circuit.graph.edge_name(int(e))]
+        for e in order
+    ]
+
+
+def path_text(circuit: Circuit, path: Path) -> str:
+    """`input -> a5.h5<k> -> m9 -> logits`; a KV node names the query head that goes on: `a3.g0<k> (a3.h1)`."""
+    graph = circuit.graph
+    parts = ["input"]
+    for i, edge in enumerate(path.edges):
+        channel = graph.channels[graph.edge_channel[edge]]
+        via = ""
+        if channel.node.kind == "kv":
+            via = f" ({graph.srcs[graph.edge_src[path.edges[i + 1]]].name})"
+        parts.append(channel.name + via)
+    return " -> ".join(parts)
+
+
+def number(value: Any) -> str:
+    """Four significant digits of a float; anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Rows as indented columns; `sides` aligns each column to the left (<) or the right (>)."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _heading(what: str, shown: int, total: int) -> str:
+    return f"{what} ({shown:,} of {total:,})" if shown < total else f"{what} (all {total:,})"

@@ -1,0 +1,112 @@
+"""EAP and EAP-IG against slow, independent computations."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch, tiny
+from naive import NaiveModel
+
+from acdc.discovery import gradients
+from acdc.discovery.eap import eap
+from acdc.discovery.eap_ig import eap_ig
+from acdc.metrics import METRICS
+
+
+def naive_scores(model, batch, metric, points, ablation="resample"):
+    """One autograd pass a point, with a tensor of its own for what each channel reads; then edge by edge."""
+    naive, graph = NaiveModel(model.hf), model.graph()
+    with torch.no_grad():
+        reference, clean = naive.run(batch.clean, graph)
+        _, replaced = naive.run(batch.corrupted, graph)
+        if ablation == "zero":
+            replaced = {name: torch.zeros_like(value) for name, value in replaced.items()}
+        if ablation == "mean":
+            replaced = {name: value.mean(0, keepdim=True).expand_as(value) for name, value in replaced.items()}
+    scores = np.zeros(graph.n_edges)
+    for point in points:
+        leaves: dict[str, torch.Tensor] = {}
+        embedding = replaced["input"] + point * (clean["input"] - replaced["input"])
+        logits, _ = naive.run(batch.clean, graph, embedding=embedding, leaves=leaves)
+        loss = metric.loss(logits, batch, reference).sum()
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True,
+                                                     materialize_grads=True), strict=True))
+        for edge in range(graph.n_edges):
+            src = graph.srcs[graph.edge_src[edge]].name
+            channel = graph.channels[graph.edge_channel[edge]].name
+            scores[edge] += float(((replaced[src] - clean[src]) * grads[channel]).sum())
+    return scores / len(points) / len(batch)
+
+
+def assert_close(ours, expected, rtol=1e-5):
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=rtol * np.abs(expected).max())
+
+
+def test_eap_is_the_naive_gradient(family):
+    model, batch = tiny(family), make_batch()
+    metric = METRICS["logit_difference"]
+    assert_close(eap(model, [batch], metric).values, naive_scores(model, batch, metric, [1.0]))
+
+
+@pytest.mark.parametrize("metric", ["logit_difference", "kl_divergence", "probability_difference"])
+def test_eap_ig_is_the_naive_gradient(family, metric):
+    model, batch = tiny(family), make_batch()
+    expected = naive_scores(model, batch, METRICS[metric], [0, 1 / 3, 2 / 3])
+    assert_close(eap_ig(model, [batch], METRICS[metric], steps=3).values, expected)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+def test_other_ablations(family, ablation):
+    model, batch = tiny(family), make_batch()
+    metric = METRICS["logit_difference"]
+    # zero removes the input itself: contributions of what the biases make of nothing are not in the naive model
+    expected = naive_scores(model, batch, metric, [0, 0.5], ablation)
+    assert_close(eap_ig(model, [batch], metric, steps=2, ablation=ablation).values, expected)
+
+
+def test_float32_agrees_with_float64(family):
+    batch = make_batch()
+    exact = eap_ig(tiny(family), [batch]).values
+    assert_close(eap_ig(tiny(family, torch.float32), [batch]).values, exact, 1e-4)
+
+
+def test_bfloat16_runs_and_resembles_float64(family):
+    batch = make_batch()
+    exact = eap(tiny(family), [batch]).values
+    assert np.corrcoef(eap(tiny(family, torch.bfloat16), [batch]).values, exact)[0, 1] > 0.97
+
+
+def test_eap_is_the_finite_difference():
+    """Corrupting an edge a little moves the loss by its score, in proportion."""
+    model, batch, epsilon = tiny("gpt2"), make_batch(), 1e-5
+    naive, graph, metric = NaiveModel(model.hf), model.graph(), METRICS["logit_difference"]
+    scores = eap(model, [batch], metric)
+    with torch.no_grad():
+        _, clean = naive.run(batch.clean, graph)
+        _, corrupted = naive.run(batch.corrupted, graph)
+        for edge in np.random.default_rng(0).choice(graph.n_edges, 30, replace=False):
+            kept = np.ones(graph.n_edges, dtype=bool)
+            kept[edge] = False
+            losses = []
+            for sign in (1, -1):
+                moved = {name: clean[name] + sign * epsilon * (corrupted[name] - clean[name]) for name in clean}
+                logits, _ = naive.run(batch.clean, graph, kept, moved)
+                losses.append(float(metric.loss(logits, batch, logits).mean()))
+            assert (losses[0] - losses[1]) / (2 * epsilon) == pytest.approx(scores.values[edge], abs=1e-6)
+
+
+def test_group_scores_are_sums_of_head_scores(family):
+    model, batch = tiny(family), make_batch()
+    heads, groups = (eap_ig(model, [batch], kv=kv) for kv in ("head", "group"))
+    matrix = heads.graph.to_matrix(heads.values)
+    summed = np.zeros((len(groups.graph.srcs), len(groups.graph.channels)))
+    for column, into in enumerate(groups.graph.channel_of_per_head):
+        summed[:, into] += matrix[:, column]
+    np.testing.assert_allclose(groups.values, groups.graph.from_matrix(summed), atol=1e-12)
+
+
+def test_prompts_in_chunks_give_the_same_scores(monkeypatch):
+    model, batch = tiny("llama"), make_batch(5)
+    whole = eap_ig(model, [batch]).values
+    monkeypatch.setattr(gradients, "PRODUCT_BYTES", 1)
+    np.testing.assert_allclose(eap_ig(model, [batch]).values, whole, atol=1e-12)

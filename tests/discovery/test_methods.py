@@ -1,0 +1,82 @@
+"""The contract that every method in METHODS obeys: positive = helps, one score an edge, the model untouched."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch, tiny
+
+from acdc.discovery import METHODS
+from acdc.errors import AcdcError
+from acdc.metrics import METRICS
+
+LOGIT_DIFFERENCE = METRICS["logit_difference"]
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+def planted():
+    """A model in which only a0.h1 and a2.h3 write anything."""
+    model = tiny("gpt2")
+    with torch.no_grad():
+        for layer, block in enumerate(model.hf.transformer.h):
+            keep = {0: 1, 2: 3}.get(layer)
+            rows = torch.arange(24) // 6 == (-1 if keep is None else keep)
+            block.attn.c_proj.weight *= rows[:, None]
+            block.mlp.c_proj.weight.zero_()
+    return model
+
+
+def test_a_planted_circuit_is_found(method):
+    model, batches = planted(), [make_batch(4)]
+    scores = method(model, batches, LOGIT_DIFFERENCE)
+    graph = scores.graph
+    silent = [node.name for node in graph.srcs if node.name not in ("input", "a0.h1", "a2.h3")]
+    from_silent = np.isin(graph.edge_src, [graph.src_index[name] for name in silent])
+    read = [f"a0.h1<{x}>" for x in "qkv"] + [f"a2.h3<{x}>" for x in "qkv"] + ["logits"]
+    into_read = np.isin(graph.edge_channel, [graph.channel_index[name] for name in read])
+    tried = np.isfinite(scores.values)
+    assert np.abs(scores.values[tried & (from_silent | ~into_read)]).max() < 1e-9
+    circuit = scores.above(1e-7, by="magnitude")
+    assert {"input->logits", "a0.h1->logits", "a2.h3->logits"} <= set(circuit.edge_names)
+    assert circuit.n_edges > 6
+
+
+def test_scores_are_finite_deterministic_and_of_every_edge(method, family):
+    model = tiny(family)
+    batches = [make_batch(2, 5, first=1), make_batch(1, 7)]
+    options = {"threshold": 0.5} if METHODS["acdc"] is method else {}  # so that most edges need not be tried
+    before = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
+    for kv in ("head", "group"):
+        scores, again = (method(model, batches, LOGIT_DIFFERENCE, kv=kv, **options) for _ in range(2))
+        assert scores == again
+        assert scores.values.shape == (model.graph(kv).n_edges,)
+        assert not np.isnan(scores.values).any()
+        assert scores.provenance["metric"] == "logit_difference"
+    assert all(torch.equal(weight, before[name]) for name, weight in model.hf.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.hf.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+
+
+def test_prompts_count_once_however_they_are_batched(method):
+    model, whole = tiny("llama"), make_batch(4, 6)
+    singles = [type(whole)(*(getattr(whole, f)[i : i + 1] for f in ("clean", "corrupted", "answer", "wrong")),
+                           examples=whole.examples[i : i + 1]) for i in range(4)]
+    options = {"threshold": 0.05} if METHODS["acdc"] is method else {}
+    together = method(model, [whole], LOGIT_DIFFERENCE, **options).values
+    apart = method(model, singles, LOGIT_DIFFERENCE, **options).values
+    np.testing.assert_allclose(together, apart, atol=1e-9)
+
+
+def test_a_metric_without_gradient_is_refused_by_gradient_methods():
+    for name in ("eap", "eap_ig"):
+        with pytest.raises(AcdcError, match="no gradient"):
+            METHODS[name](tiny("gpt2"), [make_batch()], METRICS["accuracy"])
+    with pytest.raises(AcdcError, match="every score would be 0"):
+        METHODS["eap"](tiny("gpt2"), [make_batch()], METRICS["kl_divergence"])
+    with pytest.raises(AcdcError, match="steps=0"):
+        METHODS["eap_ig"](tiny("gpt2"), [make_batch()], LOGIT_DIFFERENCE, steps=0)
+    with pytest.raises(AcdcError, match="finite number"):
+        METHODS["acdc"](tiny("gpt2"), [make_batch()], LOGIT_DIFFERENCE, threshold=float("nan"))

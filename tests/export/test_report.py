@@ -1,0 +1,80 @@
+"""The report says what the provenance and the curves say, and nothing in a prompt breaks the page."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acdc.circuit import Circuit
+from acdc.evaluation.curve import Curve, CurvePoint
+from acdc.export.report import code, escaped, quoted, report, table
+from acdc.graph import Graph
+
+PROVENANCE = {
+    "model": "smollm2", "model_sha256": "ab" * 32, "task": "ioi", "task_description": "who gets the drink",
+    "example": {"clean": "A | B `gave`\nto", "corrupted": "*C*", "answer": " Mary", "wrong": " John"},
+    "n_prompts": 64, "seed": 0, "metric": "logit_difference", "ablation": "resample", "method": "eap_ig",
+    "method_options": {"steps": 5}, "selection": "top 3 by magnitude", "versions": {"torch": "2.13", "acdc": "0.1"},
+    "command": ["acdc", "find", "--task", "my task"], "clean_metric": 4.5, "corrupted_metric": -4.25,
+    "circuit_metric": 4.0, "faithfulness": 0.943, "seconds": {"score": 12.5, "curve": 30.25},
+}
+
+
+def circuit(**changes) -> Circuit:
+    names = ["input->a0.h1<q>", "a0.h1->logits", "input->logits"]
+    return Circuit.from_edges(Graph(2, 2, 2), names, provenance={**PROVENANCE, **changes})
+
+
+def curve(*faithfulness: float) -> Curve:
+    points = tuple(CurvePoint((i + 1) / 10, 6 * (i + 1), f, f) for i, f in enumerate(faithfulness))
+    return Curve("signed", "logit_difference", 4.5, -4.25, 64, points)
+
+
+def test_everything_known_is_said():
+    text = report(circuit(), [curve(0.5, 1.0)])
+    for part in (
+        "# ioi in smollm2", "| Options | steps 5 |", "| Seed | 0 |", "torch 2.13, acdc 0.1", "12.5", "30.25",
+        "| Metric, full model | 4.5 |", "| Metric, all edges cut | -4.25 |",
+        "| Faithfulness | 0.943 |", "3 of 46", "![The circuit](circuit.svg)", "](curve.png)", "CPR 0.075, CMD 0.025",
+        "acdc find --task 'my task'", "2403.17806", "2504.13151", '`" Mary"`', "input -> a0.h1<q> -> logits",
+    ):
+        assert part in text, part
+
+
+def test_nothing_known_is_nothing_said():
+    text = report(Circuit.from_edges(Graph(2, 2, 2), []), figure=None)
+    assert "None" not in text
+    assert "asked" not in text
+    assert "![" not in text
+
+
+@pytest.mark.parametrize(("faithfulness", "flagged"), [(1.0, False), (1.04, False), (1.06, True), (3.5, True)])
+def test_more_than_the_full_model_is_flagged_in_words(faithfulness, flagged):
+    assert ("exceeds the full model" in report(circuit(), [curve(0.5, faithfulness)])) is flagged
+    assert ("exceeds the full model" in report(circuit(faithfulness=faithfulness))) is flagged
+
+
+@given(st.text(), st.text(alphabet="`|\\ \n*_<a"))
+def test_a_prompt_stays_in_its_cell(first, second):
+    for text in (first, second):
+        for cell in (quoted(text), escaped(text)):
+            assert not re.search(r"[\n\r]", cell)
+            assert not re.search(r"(?<!\\)(\\\\)*\|", cell.replace("\\|", ""))
+
+
+def test_code_survives_backticks():
+    assert code("a`b``c") == "```a`b``c```"
+    assert code("`x") == "`` `x ``"
+    assert quoted(" Mary") == '`" Mary"`'
+
+
+def test_a_table_has_a_row_a_line():
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_every_row_of_a_table_has_as_many_cells():
+    lines = [line.replace("\\|", "") for line in report(circuit(), [curve(0.5, 3.0)]).splitlines()]
+    for before, line in zip(lines, lines[1:], strict=False):
+        if line.startswith("|") and before.startswith("|"):
+            assert line.count("|") == before.count("|")
