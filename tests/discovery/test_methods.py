@@ -39,9 +39,10 @@ def test_a_planted_circuit_is_found(method):
     into_read = np.isin(graph.edge_channel, [graph.channel_index[name] for name in read])
     tried = np.isfinite(scores.values)
     assert np.abs(scores.values[tried & (from_silent | ~into_read)]).max() < 1e-9
-    circuit = scores.above(1e-7, by="magnitude")
-    assert {"input->logits", "a0.h1->logits", "a2.h3->logits"} <= set(circuit.edge_names)
-    assert circuit.n_edges > 6
+    for name in ("a2.h3->logits", "a0.h1->logits", "input->a0.h1<v>", "input->a2.h3<v>", "a0.h1->a2.h3<v>"):
+        untried = METHODS["acdc"] is method and scores[name] == -np.inf
+        assert untried or abs(scores[name]) > 1e-7, name
+    assert np.isfinite(scores["a2.h3->logits"])
 
 
 def test_scores_are_finite_deterministic_and_of_every_edge(method, family):
