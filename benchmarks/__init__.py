@@ -1,0 +1,1 @@
+"""Benchmarks: speed, and models and circuits that are known."""

@@ -1,0 +1,151 @@
+"""How fast discovery and evaluation are, each as a ratio to a floor timed in the same run.
+
+    python -m acdc.benchmarks.speed [--repeats 5] [--prompts 32] [--seed 0]
+
+Floors are plain HuggingFace passes on the same batch plus matrix products of the sizes that scoring all edges takes:
+- EAP: one corrupted forward without gradients and unembedding, one clean forward and backward to activations with the
+  unembedding at the last position, one product a layer of (srcs x prompts*positions*d) by (the same x channels).
+- EAP-IG, m steps: the corrupted and a clean forward without gradients, m forward and backward passes, the products once.
+- Circuit of 1% of the edges: one plain forward (unembedding at the last position), given the replacement values, which
+  are computed once for all circuits of a batch.
+
+Rounds alternate floor and measured, and medians are compared. Peak memory is that of a process that runs EAP alone.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acdc.ablation import prepare_ablation
+from acdc.discovery.eap import eap
+from acdc.discovery.eap_ig import eap_ig
+from acdc.models import load_model
+from acdc.patching import run_circuit
+from acdc.task import Batch
+from acdc.tasks import load_task
+from acdc.transformer import Transformer, frozen
+
+
+def backward_to_activations(model: Transformer, batch: Batch) -> None:
+    """One clean forward and backward, weights frozen, gradient down to what the first block reads."""
+    with frozen(model), torch.enable_grad():
+        embedding = model.embed(batch.clean).detach().requires_grad_()
+        logits = model.hf(inputs_embeds=embedding, use_cache=False, logits_to_keep=1).logits[:, -1]
+        loss = logits.gather(1, batch.wrong[:, None]) - logits.gather(1, batch.answer[:, None])
+        torch.autograd.grad(loss.sum(), embedding)
+
+
+def forward_body(model: Transformer, tokens: torch.Tensor) -> None:
+    with torch.no_grad():
+        model.hf.base_model(tokens, use_cache=False)
+
+
+def score_products(model: Transformer, batch: Batch) -> Callable[[], None]:
+    """The matrix products of all edges at full length, on random data: per layer its heads, its MLP; then the logits."""
+    graph, inner = model.graph(), batch.clean.numel() * model.embed(batch.clean).shape[-1]
+    left = torch.randn(len(graph.srcs), inner)
+    right = torch.randn(3 * model.n_heads, inner)
+
+    def multiply() -> None:
+        for layer in range(model.n_layers):
+            index = graph.layer(layer)
+            torch.mm(left[: graph.n_srcs_read[index.q.start]], right.T)
+            torch.mm(left[: graph.n_srcs_read[index.mlp_channel]], right[:1].T)
+        torch.mm(left, right[:1].T)
+
+    return multiply
+
+
+def compare(name: str, floor: Callable[[], Any], measured: Callable[[], Any], repeats: int, target: float) -> None:
+    """Alternates floor and measured, and prints medians and their ratio."""
+    seconds: dict[str, list[float]] = {"floor": [], "measured": []}
+    for round_ in range(repeats + 1):
+        for kind, function in (("floor", floor), ("measured", measured)):
+            start = time.perf_counter()
+            function()
+            if round_:  # the first round warms up
+                seconds[kind].append(time.perf_counter() - start)
+    low, own = (statistics.median(seconds[kind]) for kind in ("floor", "measured"))
+    print(f"{name:<28} floor {low:6.3f} s   measured {own:6.3f} s   ratio {own / low:5.2f}   (target {target:.1f})",
+          flush=True)
+
+
+def matmul_rate() -> float:
+    """GFLOP/s of a large float32 product."""
+    a, best = torch.randn(2048, 2048), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def peak_memory() -> float:
+    """GiB; Linux only. (getrusage's maximum would count the parent process, too.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of discovery and evaluation against plain HF passes.")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-only", action="store_true", help="run EAP once and print the peak memory")
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    task = load_task("ioi", model.tokenizer, n=arguments.prompts, seed=arguments.seed)
+    batches = task.batches(model.tokenizer, batch_size=arguments.prompts)
+    if arguments.memory_only:
+        loaded = peak_memory()
+        eap(model, batches)
+        peak = peak_memory()
+        print(f"EAP peak memory: {peak:.2f} GiB, of which {loaded:.2f} GiB at the end of loading (target 2.5)")
+        return
+    batch = batches[0]
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+          f"{matmul_rate():.0f} GFLOP/s float32, torch {torch.__version__}; {len(batch)} prompts of "
+          f"{batch.clean.shape[1]} tokens, {model.graph().n_edges:,} edges, prompts differ from position "
+          f"{batch.first_difference}", flush=True)
+    products = score_products(model, batch)
+
+    def eap_floor() -> None:
+        forward_body(model, batch.corrupted)
+        backward_to_activations(model, batch)
+        products()
+
+    def eap_ig_floor() -> None:
+        forward_body(model, batch.corrupted)
+        forward_body(model, batch.clean)
+        for _ in range(arguments.steps):
+            backward_to_activations(model, batch)
+        products()
+
+    def plain_forward() -> None:
+        with torch.no_grad():
+            model.hf(batch.clean, use_cache=False, logits_to_keep=1)
+
+    compare("EAP, all edges", eap_floor, lambda: eap(model, [batch]), arguments.repeats, 2.0)
+    scores = eap_ig(model, [batch], steps=arguments.steps)
+    compare(f"EAP-IG, {arguments.steps} steps", eap_ig_floor, lambda: eap_ig(model, [batch], steps=arguments.steps),
+            arguments.repeats, 2.0)
+    replacement = prepare_ablation(model, [batch])(batch)
+    circuit = scores.top(scores.graph.n_edges // 100, by="magnitude")
+    compare("circuit of 1% of the edges", plain_forward, lambda: run_circuit(model, batch, circuit, replacement),
+            arguments.repeats, 1.0)
+    subprocess.run([sys.executable, "-m", "acdc.benchmarks.speed", "--memory-only", "--model", arguments.model,
+                    "--prompts", str(arguments.prompts)], check=True)
+
+
+if __name__ == "__main__":
+    main()
