@@ -1,14 +1,14 @@
 """What an edge that is not kept carries: the replacement values of every node.
 
 - `resample`: what src computes on the corrupted prompt.
-- `mean`: the mean of what src computes over the task's prompts of the same length, position by position.
+- `mean`: the mean of what src computes over the task's prompts of the same length (two at least), by position.
 - `mean_over_positions`: the mean over all positions of all prompts.
 - `zero`: nothing.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import torch
@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from acdc.activations import Activations, attention_bias, record
-from acdc.errors import unknown_name
-from acdc.task import Batch
+from acdc.errors import AcdcError, unknown_name
+from acdc.task import Batch, Example
 from acdc.transformer import Transformer, frozen
 
 
@@ -31,6 +31,21 @@ class Replacement:
 
     activations: Activations
     consistent: bool
+
+    def start(self, model: Transformer, batch: Batch) -> int:
+        """The first position at which a run of the clean prompts can differ from the replacement: a causal model
+        computes the same before the first embedding that differs (the last position, if none does)."""
+        if not (self.consistent and model.causal):
+            return 0
+        base = self.activations.input
+        if base.shape[:2] != batch.clean.shape:
+            raise AcdcError(
+                f"the replacement is of {base.shape[0]} prompts of {base.shape[1]} tokens, the batch has "
+                f"{batch.clean.shape[0]} of {batch.clean.shape[1]}. Compute it for this batch"
+            )
+        with torch.no_grad():
+            differs = (model.embed(batch.clean) != base).flatten(2).any(-1).any(0).nonzero()
+        return int(differs[0]) if len(differs) else base.shape[1] - 1
 
 
 Ablation = Callable[[Batch], Replacement]
@@ -49,6 +64,8 @@ def prepare_ablation(
     the corrupted prompts, as the IOI paper does over its ABC distribution (Wang et al. 2022, arXiv 2211.00593).
     Cost: one forward pass a batch, when called for resample, at once for the means; none for zero.
     """
+    if not batches:
+        raise AcdcError("no prompts given: the list of batches is empty")
     if name not in ABLATIONS:
         raise unknown_name("ablation", name, ABLATIONS)
     if mean_of not in ("corrupted", "clean"):
@@ -60,14 +77,35 @@ def prepare_ablation(
         return lambda batch: zero
     prompts = [getattr(batch, mean_of) for batch in batches]
     if name == "mean":
+        _check_lengths(batches)
         by_length = {length: _mean(model, [p for p in prompts if p.shape[1] == length], dims=(0,))
                      for length in {p.shape[1] for p in prompts}}
-        return lambda batch: by_length[batch.clean.shape[1]]
+        return lambda batch: _of_length(by_length, batch.clean.shape[1])
     mean = _mean(model, prompts, dims=(0, 1))
     return lambda batch: mean
 
 
 ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
+
+
+def _check_lengths(batches: Sequence[Batch]) -> None:
+    """Refuses a mean over one prompt: it would be that prompt's own run."""
+    examples: dict[int, list[Example]] = {}
+    for batch in batches:
+        examples.setdefault(batch.clean.shape[1], []).extend(batch.examples)
+    for length, same_length in examples.items():
+        if len(same_length) == 1:
+            raise AcdcError(
+                f"mean ablation: {same_length[0].clean!r} is the only prompt of {length} tokens, so the mean would be "
+                "its own run. Give more prompts of that length, or use mean_over_positions"
+            )
+
+
+def _of_length(by_length: dict[int, Replacement], length: int) -> Replacement:
+    if length not in by_length:
+        known = ", ".join(map(str, sorted(by_length)))
+        raise AcdcError(f"no mean for prompts of {length} tokens; the means were taken over prompts of {known} tokens")
+    return by_length[length]
 
 
 def _resample(model: Transformer, batch: Batch) -> Replacement:
@@ -77,16 +115,11 @@ def _resample(model: Transformer, batch: Batch) -> Replacement:
 
 def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "_ _"]], dims: tuple[int, ...]) -> Replacement:
     """The mean over dims: (0,) prompts, (0, 1) prompts and positions; summed in float64."""
-    totals: list[Tensor] = []
-    count = 0
+    count = sum(tokens.shape[0] * (tokens.shape[1] if 1 in dims else 1) for tokens in prompts)
     with frozen(model):
-        for tokens in prompts:
-            run = record(model, tokens)
-            sums = [tensor.double().sum(dims, keepdim=True) for tensor in run.tensors()]
-            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
-            count += tokens.shape[0] * (tokens.shape[1] if 1 in dims else 1)
-        means = iter(totals)
-        mean = run.map(lambda x: (next(means) / count).to(x.dtype))
+        sums = (record(model, tokens).map(lambda x: x.double().sum(dims, keepdim=True)) for tokens in prompts)
+        total = reduce(Activations.plus, sums)
+        mean = total.map(lambda x: (x / count).to(model.dtype))
         return Replacement(_with_own_projections(model, mean), consistent=False)
 
 

@@ -42,12 +42,6 @@ class Activations:
     mlp: list[Resid]
     final: Resid
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the record, in the order in which `map` visits them."""
-        for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            yield from (item for item in (value if isinstance(value, list) else [value]) if item is not None)
-
     def map(self, function: Callable[[Tensor], Tensor]) -> "Activations":
         """The same record with `function` applied to every tensor."""
 
@@ -58,6 +52,16 @@ class Activations:
 
         return Activations(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
+    def plus(self, other: "Activations") -> "Activations":
+        """The sum of two records, tensor by tensor."""
+
+        def add(a: Any, b: Any) -> Any:
+            if isinstance(a, list):
+                return [add(*pair) for pair in zip(a, b, strict=True)]
+            return None if a is None else a + b
+
+        return Activations(**{f.name: add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
     def expanded(self, batch: int, length: int) -> "Activations":
         """The same record with tensors of batch size 1, or of one position, repeated (as views)."""
         return self.map(lambda x: x.expand(batch, length, *x.shape[2:]))
@@ -67,8 +71,8 @@ class Activations:
 class Taps:
     """The tensors of a run that a loss is differentiated by. The logits are computed from `final` alone.
 
-    `z` is not scaled here, and its heads lie side by side. The gradient with respect to `mlp_in` and `final` is that of the branch that reads them,
-    not of the residual stream that passes by.
+    `z` is not scaled here, and its heads lie side by side. The gradient with respect to `mlp_in` and `final` is that of
+    the branch that reads them, not of the residual stream that passes by.
     """
 
     z: list[Float[Tensor, "batch pos head_d_head"]]
@@ -79,7 +83,26 @@ class Taps:
 def out_weight(block: Block) -> Float[Tensor, "head d_head d_model"]:
     """W_O of each head, times the gain of the norm that follows, if one does."""
     weight = block.attention.out_weight
-    return weight if block.attn_post is None else weight * block.attn_post.gain
+    gain = None if block.attn_post is None else block.attn_post.gain
+    return weight if gain is None else weight * gain
+
+
+def written(block: Block, heads: list[int], z: Float[Tensor, "*where head d_head"]
+            ) -> Float[Tensor, "head *where d_model"]:
+    """What some heads write, given their z (scaled, where a norm follows)."""
+    by_head = z.movedim(-2, 0)
+    return (by_head.flatten(1, -2) @ out_weight(block)[heads]).unflatten(1, by_head.shape[1:-1])
+
+
+def share_of_rounding(rest: Float[Tensor, "*where d_model"], wrote: Float[Tensor, "head *where d_model"]
+                      ) -> Float[Tensor, "head *where d_model"]:
+    """What the heads of a layer with a post-norm must add, so that they sum to exactly what HF's norm returned.
+
+    HF rounds that norm to float32, our closed form does not: the `rest` is shared out by the size of what each head
+    writes, so that a head that writes nothing still writes exactly nothing.
+    """
+    size = wrote.abs()
+    return rest * size / size.sum(0).clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def attention_bias(block: Block) -> Float[Tensor, " d_model"] | None:
@@ -176,7 +199,7 @@ def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradient
             attention, outputs = block.attention, {}
             add(block.module.register_forward_pre_hook(reads_block_input(layer), with_kwargs=True))
             for module in attention.modules:
-                add(module.register_forward_hook(lambda m, args, out, into=outputs: into.__setitem__(m, out.detach())))
+                add(module.register_forward_hook(_notes_output(outputs)))
             add(attention.out.register_forward_pre_hook(reads_z(block)))
             add(attention.out.register_forward_pre_hook(_splits_projections(block, outputs, seen)))
             if block.attn_post is not None:
@@ -188,8 +211,15 @@ def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradient
         add(final_norm.register_forward_pre_hook(lambda m, args: (tap("final", args[0]),)))
         model.run_body(tokens)
     single = {"input", "final"}
-    activations = Activations(**{name: values[0] if name in single else values for name, values in seen.items()})
-    return activations, Taps(taps["z"], taps["mlp_in"], taps["final"][0])
+    record: dict[str, Any] = {name: values[0] if name in single else values for name, values in seen.items()}
+    return Activations(**record), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
+
+
+def _notes_output(outputs: dict[nn.Module, Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        outputs[module] = output.detach()
+
+    return hook
 
 
 def _splits_projections(block: Block, outputs: dict, seen: dict[str, list[Any]]) -> Any:

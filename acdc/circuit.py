@@ -17,7 +17,7 @@ Rank = Literal["signed", "magnitude"]
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
-    """One number an edge: the estimated increase of the loss if that edge alone is corrupted.
+    """One number an edge: the estimated increase of the loss if that edge alone is cut (ACDC: after its earlier cuts).
 
     Positive: the edge helps the task. `-inf`: the edge was never tried, because nothing reads its dst.
     `provenance` says what computed them and with which options.
@@ -163,7 +163,7 @@ class Circuit:
         ends = {self.graph.srcs[s] for s in self.graph.edge_src[self.kept]}
         ends |= {self.graph.channels[c].node for c in self.graph.edge_channel[self.kept]}
         order = {"input": -1, "head": 1, "kv": 0, "mlp": 2, "logits": 3}
-        return tuple(sorted(ends, key=lambda n: (n.kind == "logits", n.kind != "input", n.layer, order[n.kind], n.index)))
+        return tuple(sorted(ends, key=lambda n: (n.kind == "logits", n.layer, order[n.kind], n.index)))
 
     def drop_dangling(self) -> "Circuit":
         """Without the edges that lie on no kept path from the input to the logits.

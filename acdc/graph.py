@@ -10,7 +10,7 @@ numbered by channel, then by src.
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import networkx as nx
@@ -221,7 +221,7 @@ class Graph:
     @cached_property
     def per_head(self) -> "Graph":
         """The same graph with k and v channels of each query head: what the forward pass is run on."""
-        return Graph(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, "head")
+        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, "head")
 
     @cached_property
     def channel_of_per_head(self) -> Int[np.ndarray, " channel_per_head"]:
@@ -260,3 +260,9 @@ class Graph:
             graph.add_edge(self.srcs[self.edge_src[edge]].name, channel.node.name, key=channel.letter,
                            edge=int(edge), channel=channel.letter, cuttable=True)
         return graph
+
+
+@cache
+def graph_of(n_layers: int, n_heads: int, n_kv_heads: int, parallel: bool, kv: KV) -> Graph:
+    """The graph of that shape, made once: its tables of nodes, channels and edges take a while to fill."""
+    return Graph(n_layers, n_heads, n_kv_heads, parallel, kv)

@@ -29,9 +29,14 @@ class Metric:
     differentiable: bool = True
     reads_reference: bool = False
 
+    def __call__(self, logits: Logits, batch: Batch, reference: Logits) -> PerPrompt:
+        """The value, computed in float32 at least."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return self.value(logits.to(wide), batch, reference.to(wide))
+
     def loss(self, logits: Logits, batch: Batch, reference: Logits) -> PerPrompt:
         """Lower is better: the value, with its sign turned where higher is better."""
-        value = self.value(logits, batch, reference)
+        value = self(logits, batch, reference)
         return -value if self.higher_is_better else value
 
 

@@ -5,6 +5,11 @@ logits differ by more than rounding is not supported, whatever it calls itself.
 """
 
 import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ import numpy as np
 import torch
 
 from acdc.ablation import prepare_ablation
-from acdc.architectures import HOW_TO_ADD
+from acdc.architectures import HOW_TO_ADD, anatomy_of
+from acdc.architectures.anatomy import Norm
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.packaged import PACKAGED, packaged_model
@@ -20,8 +26,10 @@ from acdc.patching import run_circuit
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
+logger = logging.getLogger("acdc")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float64: 1e-9}  # of max(1, largest logit)
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of max(1, largest logit)
 
 
 def load_model(
@@ -35,75 +43,113 @@ def load_model(
     """A model ready for circuit discovery.
 
     `source`: a packaged model ("smollm2"), a hub name, the path of a folder that `save_pretrained` wrote, or a
-    HuggingFace causal language model (then with its `tokenizer`, which only tasks need). `dtype`: float32 (the default
-    for names and paths), bfloat16 or float64; an object keeps its own. `device`: where to put it; default: where it is.
+    HuggingFace causal language model. `tokenizer`: what tasks need; default: the one that comes with a name or path.
+    `dtype`: float32 (the default for names and paths), bfloat16 or float64; an object keeps its own, and is converted
+    in place if another is given. `device`: where to put it; default: where it is.
     `causal=False`: every position sees every other. Code from the hub is never run (`trust_remote_code` is off).
 
-    Raises `AcdcError` for an unknown name, an unsupported architecture, weights that are not finite, and a model whose
-    logits we do not reproduce (with the largest difference).
+    Raises `AcdcError` for an unknown name, weights that are missing or not finite, an unsupported architecture, and a
+    model whose logits we do not reproduce (with the largest difference).
     """
     wanted = None if dtype is None else _dtype(dtype)
     if isinstance(source, (str, Path)):
-        hf, tokenizer, name = _from_name(str(source), wanted or torch.float32)
-    else:
+        name = str(source)
+        hf, own_tokenizer = _from_name(name, wanted or torch.float32, with_tokenizer=tokenizer is None)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+    elif isinstance(source, torch.nn.Module):
         hf, name = source, getattr(getattr(source, "config", None), "name_or_path", "") or type(source).__name__
-        if not isinstance(source, torch.nn.Module):
-            raise AcdcError(f"cannot load a model from {type(source).__name__}; give a name, a path or a HuggingFace model")
+        anatomy_of(hf)  # refuses what is not a supported model before it is converted or moved
         hf = hf if wanted is None else hf.to(wanted)
+    else:
+        raise AcdcError(f"cannot load a model from {type(source).__name__}; give a name, a path or a HuggingFace model")
     model = Transformer(hf if device is None else hf.to(device), tokenizer, name, causal)
-    if model.dtype not in TOLERANCE:
+    if model.dtype not in DTYPES.values():
         raise AcdcError(f"{name} is in {model.dtype}; use one of {', '.join(DTYPES)}")
     check_parity(model)
     return model
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
-def _from_name(name: str, dtype: torch.dtype) -> tuple[Any, Any, str]:
+def _from_name(name: str, dtype: torch.dtype, *, with_tokenizer: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import: not before it is needed
 
     local = Path(name).is_dir()
     folder = packaged_model(name) if name in PACKAGED and not local else name
     try:
-        hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Weights of other shapes are looked for below: transformers does not name them in what it raises.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        hf, info = loaded
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if with_tokenizer else None
+    except Exception as error:  # whatever transformers, tokenizers and safetensors raise at a damaged file
         where = "that folder holds no model that can be loaded" if local else (
             "it is neither a packaged model nor a folder here, and the hub did not give it"
         )
         raise AcdcError(
-            f"cannot load the model {name!r}: {where} ({reason}). Packaged models: {', '.join(PACKAGED)}; `acdc models` "
-            "lists them and the supported architectures"
+            f"cannot load the model {name!r}: {where} ({_reason(error)}). Packaged models: {', '.join(PACKAGED)}; "
+            "`acdc models` lists them and the supported architectures"
         ) from error
-    return hf, tokenizer, name
+    anatomy_of(hf)
+    _check_complete(name, hf, info)
+    return hf.eval(), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a message that may go on for pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def _check_complete(name: str, hf: Any, info: Any) -> None:
+    """Refuses a model of which transformers made up weights, which it does where the files lack them."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(str(key[0]) for key in info["mismatched_keys"])
+    for what, keys in (("lack", missing), ("have other shapes for", mismatched)):
+        if keys:
+            raise AcdcError(
+                f"the files of {name!r} {what} weights of {type(hf).__name__}: {_some(keys)}. Random numbers would "
+                "stand in for them; give files that hold the whole model, as save_pretrained writes them, with their "
+                "own config"
+            )
+    if info["unexpected_keys"]:
+        unused = _some(sorted(info["unexpected_keys"]))
+        logger.warning("%s does not use all weights in the files of %r: not %s", type(hf).__name__, name, unused)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names):,} in all)" if len(names) > 5 else "")
 
 
 def check_parity(model: Transformer) -> float:
     """The largest logit difference between HF's forward and ours with nothing cut, over probe tokens.
 
     Two prompts are used, one as the corrupted run, so that a difference of contributions travels along every edge.
-    Raises `AcdcError` beyond the tolerance.
+    What is known of each norm (eps, centring, gain), which gradients use, is compared with what its module returns.
+    A bfloat16 model is checked as a copy in float32: its own rounding would hide a mistake. Raises `AcdcError` beyond
+    the tolerance.
     """
+    if model.dtype == torch.bfloat16:
+        return check_parity(replace(model, hf=deepcopy(model.hf).float()))
     name, hf = type(model.hf).__name__, model.hf
     tokens = _probe_tokens(model)
     batch = Batch(tokens, tokens.flip(0), tokens[:, 0], tokens[:, 0], examples=())
     graph = model.graph()
     with torch.no_grad(), frozen(model):
-        mask = model.full_mask(tokens)
-        expected = hf(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        _check_finite(model, expected)
         everything = Circuit(graph, np.ones(graph.n_edges, dtype=bool))
         try:
-            replacement = prepare_ablation(model, [batch])(batch)
-            ours = run_circuit(model, batch, everything, replacement, all_positions=True)
+            mask = model.full_mask(tokens)
+            expected = hf(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            _check_finite(model, expected)
+            corrupted = prepare_ablation(model, [batch])(batch)
+            ours = run_circuit(model, batch, everything, corrupted, all_positions=True)
             difference = float((ours - expected).abs().max())
+            norm_difference = max((_norm_difference(norm, model) for norm in model.anatomy.norms), default=0.0)
         except (RuntimeError, AttributeError, TypeError, IndexError, KeyError) as error:
             raise AcdcError(
                 f"{name} (model_type {hf.config.model_type!r}) is not built as its architecture's adapter expects: "
@@ -115,7 +161,26 @@ def check_parity(model: Transformer) -> float:
             f"{name} (model_type {hf.config.model_type!r}) is not the architecture it says: with nothing cut, our "
             f"logits differ from HuggingFace's by up to {difference:.3g} (tolerance {tolerance:.3g}). {HOW_TO_ADD}"
         )
+    tolerance = max(TOLERANCE[model.dtype], TOLERANCE[torch.float32])  # some norms compute in float32 in any model
+    if not norm_difference <= tolerance:
+        raise AcdcError(
+            f"{name} (model_type {hf.config.model_type!r}) has a norm that its adapter describes wrongly (eps, centred "
+            f"or not, gain): it differs from its module by up to {norm_difference:.3g} of its largest output "
+            f"(tolerance {tolerance:.3g}). {HOW_TO_ADD}"
+        )
     return difference
+
+
+def _norm_difference(norm: Norm, model: Transformer) -> float:
+    """How far a norm as its adapter describes it is from its module, on small inputs, where eps counts too."""
+    width = model.hf.get_input_embeddings().weight.shape[1]
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype) * 0.01 + 0.01
+    module, described = norm(x), x if norm.eps is None else norm.statistics(x)[0]
+    if norm.gain is not None:
+        described = described * norm.gain
+    if norm.bias is not None:
+        described = described + norm.bias
+    return float((described - module).abs().max() / module.abs().max().clamp(min=1e-30))
 
 
 def _probe_tokens(model: Transformer) -> torch.Tensor:
@@ -124,7 +189,9 @@ def _probe_tokens(model: Transformer) -> torch.Tensor:
     length = max([12, *(window + 4 for window in windows if window is not None and window <= 64)])
     length = min(length, getattr(model.hf.config, "max_position_embeddings", length))
     vocab = model.hf.get_input_embeddings().weight.shape[0]
-    return (torch.arange(2 * length, device=model.device).view(2, length) * 7919 + 13) % vocab
+    tokens = torch.randint(vocab, (length,), generator=torch.Generator().manual_seed(0))
+    # The second differs everywhere: had they a token in common, a vocabulary of two might give the same prompt twice.
+    return torch.stack([tokens, (tokens + 1 + torch.arange(length) % max(1, vocab - 1)) % vocab]).to(model.device)
 
 
 def _check_finite(model: Transformer, logits: torch.Tensor) -> None:
@@ -135,9 +202,36 @@ def _check_finite(model: Transformer, logits: torch.Tensor) -> None:
     raise AcdcError(f"{model.name} computes logits that are NaN or infinite; {where}. Load intact weights, or float32")
 
 
+def check_prompts(model: Transformer, batches: Sequence[Batch]) -> None:
+    """Refuses prompts that the model has no embeddings for: too long, or of tokens beyond its vocabulary."""
+    longest = getattr(model.hf.config, "max_position_embeddings", None)
+    vocab = model.hf.get_input_embeddings().weight.shape[0]
+    for batch in batches:
+        length = batch.clean.shape[1]
+        if longest is not None and length > longest:
+            raise AcdcError(
+                f"the prompt {batch.examples[0].clean!r} has {length:,} tokens, but {model.name} takes at most "
+                f"{longest:,}. Give shorter prompts"
+            )
+        for tokens in (batch.clean, batch.corrupted, batch.answer[:, None], batch.wrong[:, None]):
+            beyond = (tokens >= vocab).any(1)
+            if beyond.any():
+                example = batch.examples[int(beyond.int().argmax())]
+                raise AcdcError(
+                    f"the tokenizer gives the token {int(tokens.max()):,} in {example.clean!r}, but {model.name} has "
+                    f"only {vocab:,} tokens. Give the tokenizer that belongs to the model"
+                )
+
+
 def weights_hash(model: Transformer) -> str:
-    """sha256 of all weights with their names, shapes and dtypes: tells whether a circuit belongs to a model."""
-    digest = hashlib.sha256()
+    """sha256 of the config and all weights with names, shapes and dtypes: tells whether a circuit belongs to a model.
+
+    What does not change what the model computes (its name, the version that stored it) does not count.
+    """
+    config = model.hf.config.to_diff_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.hf.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())

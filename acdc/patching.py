@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from acdc.ablation import Replacement
-from acdc.activations import Activations, Resid, contribution, out_weight, record
+from acdc.activations import Activations, Resid, contribution, record, share_of_rounding, written
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import Graph
@@ -49,11 +49,12 @@ def run_circuit(
     """Logits of the clean prompts with the circuit's edges kept and every other edge carrying its replacement.
 
     Returns (batch, vocab) at the last position, or (batch, pos, vocab). With nothing cut they are the model's own
-    logits; with everything cut and resample ablation, those of the corrupted prompts. Cost: at most about one forward
-    pass for a dense circuit plus one product of kept edges; far less for a small one.
+    logits; with everything cut and resample ablation, those of the corrupted prompts. Cost: only live nodes are
+    computed; one to a few forward passes for a dense circuit (each head reads a residual stream of its own), less than
+    one for a small one. Memory: live nodes * prompts * positions that can differ * d_model.
     """
     check_graph(model, circuit.graph)
-    start = batch.first_difference if replacement.consistent and model.causal and not all_positions else 0
+    start = 0 if all_positions else replacement.start(model, batch)
     with torch.no_grad(), frozen(model):
         base = replacement.activations
         deviation = Deviation((model.embed(batch.clean) - base.input)[:, start:])
@@ -80,6 +81,8 @@ def patch_nodes(
     if direction not in ("noising", "denoising"):
         raise unknown_name("direction", direction, ["noising", "denoising"])
     graph = model.graph()
+    if not nodes:
+        raise AcdcError("no node given; at least one is needed")
     with torch.no_grad(), frozen(model):
         clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
         base, other = (clean, corrupted) if direction == "noising" else (corrupted, clean)
@@ -100,10 +103,11 @@ def patch_paths(
 
     A path is a node followed by channels, each a read of the node before: `["a0.h1", "a9.h6<k>", "logits"]`. Everything
     off the paths stays clean: nodes in between recompute from what the paths bring them. To send a value through
-    every route, use `patch_nodes`. `positions`: only there does the src take its corrupted value.
+    every route, use `patch_nodes`. `positions`: only there does the src take its corrupted value. Paths that cross, so
+    that their edges form paths that were not given, are refused.
     Source: Wang et al. 2022 (arXiv 2211.00593); Goldowsky-Dill et al. 2023 (arXiv 2304.05969).
     """
-    graph = model.graph()
+    graph, paths = model.graph(), [tuple(path) for path in paths]
     kept, starts = np.zeros_like(graph.exists), set()
     for path in paths:
         if len(path) < 2 or path[-1] != "logits":
@@ -116,6 +120,12 @@ def patch_paths(
             src = graph.channels[graph.edge_channel[edge]].node.name
     if not starts:
         raise AcdcError("no path given; at least one is needed")
+    n_paths, n_given = _count_paths(graph, kept, {_src(graph, name) for name in starts}), len(set(paths))
+    if n_paths != n_given:
+        raise AcdcError(
+            f"the edges of the {n_given} paths given form {n_paths} paths from {', '.join(sorted(starts))} to the "
+            "logits, because they meet in a node, or one begins inside another. Patch them one at a time"
+        )
     with torch.no_grad(), frozen(model):
         clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
         where = _position_mask(positions, batch.clean)
@@ -124,6 +134,18 @@ def patch_paths(
             value = contribution(model, corrupted, _src(graph, node)) - contribution(model, clean, _src(graph, node))
             imposed[_src(graph, node)] = Deviation(value if where is None else value * where[None, :, None])
         return propagate(model, clean, kept, imposed, start=0)
+
+
+def _count_paths(graph: Graph, kept: Bool[np.ndarray, "src channel"], starts: set[int]) -> int:
+    """How many paths of kept edges lead from `starts` to the logits; one that meets another start ends there."""
+    ways = [0] * len(graph.srcs)
+    place: dict[str, list[int]] = {}
+    for c, channel in enumerate(graph.channels):
+        place.setdefault(channel.node.name, []).append(c)
+    into = [[*np.nonzero(kept[:, c])[0]] for c in range(len(graph.channels))]
+    for src, node in enumerate(graph.srcs):
+        ways[src] = 1 if src in starts else sum(ways[s] for c in place.get(node.name, []) for s in into[c])
+    return sum(ways[s] for s in into[-1])
 
 
 def check_graph(model: Transformer, graph: Graph) -> None:
@@ -179,10 +201,9 @@ def propagate(
     live = find_live(graph, kept, differs, all_differ=not consistent, all_positions=all_positions,
                      post_norm=model.blocks[0].attn_post is not None)
     run = _Run(model, base, kept, live, start, slice(None) if all_positions else slice(window - 1, window))
-    run.allocate(batch, window, {src for src, deviation in imposed.items() if deviation.positions is None})
-    for src, deviation in imposed.items():
-        if src in run.row and deviation.positions is None:
-            run.deviations[run.row[src]] = deviation.value
+    run.allocate(batch, window, {src for src in imposed if _is_given(model, live, src, imposed[src])})
+    for src in imposed.keys() & (run.row.keys() - run.computed):
+        run.impose(src, imposed)
     for layer in range(model.n_layers):
         index = graph.layer(layer)
         heads = [h for h in range(model.n_heads) if index.heads.start + h in run.computed]
@@ -194,6 +215,16 @@ def propagate(
             run.mlp(layer)
             run.impose(index.mlp, imposed)
     return run.logits()
+
+
+def _is_given(model: Transformer, live: Live, src: int, deviation: Deviation) -> bool:
+    """Whether an imposed node need not be computed. The heads of a layer with a post-norm are, or are not, together."""
+    graph = model.graph()
+    node = graph.srcs[src]
+    if model.blocks[0].attn_post is None or node.kind != "head":
+        return deviation.positions is None
+    index = graph.layer(node.layer)
+    return not live.channel[index.q.start : index.v.stop].any()
 
 
 class _Run:
@@ -216,7 +247,7 @@ class _Run:
     def impose(self, src: int, imposed: Mapping[int, Deviation]) -> None:
         """Overwrites what a node computed at the positions where its value is given."""
         if src in imposed:
-            mask = imposed[src].positions
+            mask = slice(None) if imposed[src].positions is None else imposed[src].positions
             self.deviations[self.row[src]][:, mask] = imposed[src].value[:, mask]
 
     def slice_of(self, values: Tensor, at: slice) -> Tensor:
@@ -249,17 +280,16 @@ class _Run:
             k = torch.cat([self.base.k[layer][:, : self.start, kv[heads]].expand(self.batch, -1, -1, -1), k], dim=1)
             v = torch.cat([self.base.v[layer][:, : self.start, kv[heads]].expand(self.batch, -1, -1, -1), v], dim=1)
         z = self.model.attend(attention, q, k, v, query_start)
-        weight, total = out_weight(block)[heads], None
+        total = z.new_zeros(())
         if block.attn_post is not None:
             assert len(heads) == self.model.n_heads, heads
             total = attention.out(z.flatten(2))
             z = z * block.attn_post.statistics(total)[1].to(z.dtype)[..., None]
-        moved = z - self.slice_of(self.base.z[layer], at)[:, :, heads]
-        deviations = (moved.permute(2, 0, 1, 3).flatten(1, 2) @ weight).view(len(heads), *moved.shape[:2], -1)
+        deviations = written(block, heads, z - self.slice_of(self.base.z[layer], at)[:, :, heads])
         if block.attn_post is not None:
-            # HF's norm rounds to float32: share that out, so that the heads sum to exactly what it returned.
             base_sum = self.slice_of(self.base.mlp_in[layer] - self.base.attn_in[layer], at)
-            deviations += (block.attn_post(total) - base_sum - deviations.sum(0)) / len(heads)
+            rest = block.attn_post(total) - base_sum - deviations.sum(0)
+            deviations += share_of_rounding(rest, written(block, heads, z))
         rows = [self.row[index.heads.start + h] for h in heads]
         self.deviations[rows, :, at] = deviations
 
@@ -273,7 +303,8 @@ class _Run:
         changed = [i for i, h in enumerate(heads) if self.live.channel[first + h]]
         if not changed:
             return result
-        inputs, which = self.inputs(self.base.attn_in[layer], [first + heads[i] for i in changed], index.heads.start, at)
+        channels = [first + heads[i] for i in changed]
+        inputs, which = self.inputs(self.base.attn_in[layer], channels, index.heads.start, at)
         weight, bias = projection.weight, projection.bias
         for row, normed in enumerate(block.attn_norm(inputs)):
             places = [i for i, w in zip(changed, which, strict=True) if w == row]

@@ -39,7 +39,7 @@ def _attention(model: Transformer, block: Block, base: Activations, layer: int, 
     attention, kv = block.attention, model.kv_head
     normed = block.attn_norm(resid)
     outputs: dict[Any, Tensor] = {module: module(normed) for module in attention.modules}
-    q, k, v = (projection.of_output(outputs[projection.module]) for projection in (attention.q, attention.k, attention.v))
+    q, k, v = (part.of_output(outputs[part.module]) for part in (attention.q, attention.k, attention.v))
     if start:
         k = torch.cat([base.k[layer][:, :start].repeat(repeats, 1, 1, 1), k], dim=1)
         v = torch.cat([base.v[layer][:, :start].repeat(repeats, 1, 1, 1), v], dim=1)

@@ -48,9 +48,9 @@ class Batch:
     @cached_property
     def first_difference(self) -> int:
         """The first position at which any corrupted prompt differs from its clean one; a causal model computes the
-        same before it. The length, if none differs."""
+        same before it. The last position, if none differs."""
         differs = (self.clean != self.corrupted).any(dim=0).nonzero()
-        return int(differs[0]) if len(differs) else self.clean.shape[1]
+        return int(differs[0]) if len(differs) else self.clean.shape[1] - 1
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from acdc.architectures import anatomy_of
 from acdc.architectures.anatomy import Attention, Block
-from acdc.graph import KV, Graph
+from acdc.graph import KV, Graph, graph_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Transformer:
 
     def graph(self, kv: KV = "head") -> Graph:
         """What can be cut in this model."""
-        return Graph(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, kv)
+        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, kv)
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """What the first block reads: the output of the `input` node."""
@@ -148,7 +148,7 @@ def rotate(
 
 @contextmanager
 def frozen(model: Transformer) -> Iterator[None]:
-    """Evaluation mode and no gradients to weights inside; everything as it was outside."""
+    """Evaluation mode and no gradients to weights inside, also within inference mode; all as it was outside."""
     training = [module for module in model.hf.modules() if module.training]
     learning = [parameter for parameter in model.hf.parameters() if parameter.requires_grad]
     for module in training:
@@ -156,7 +156,8 @@ def frozen(model: Transformer) -> Iterator[None]:
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -5,7 +5,7 @@
 Floors are plain HuggingFace passes on the same batch plus matrix products of the sizes that scoring all edges takes:
 - EAP: one corrupted forward without gradients and unembedding, one clean forward and backward to activations with the
   unembedding at the last position, one product a layer of (srcs x prompts*positions*d) by (the same x channels).
-- EAP-IG, m steps: the corrupted and a clean forward without gradients, m forward and backward passes, the products once.
+- EAP-IG, m steps: a corrupted and a clean forward without gradients, m forward and backward passes, the products once.
 - Circuit of 1% of the edges: one plain forward (unembedding at the last position), given the replacement values, which
   are computed once for all circuits of a batch.
 
@@ -30,7 +30,7 @@ from acdc.discovery.eap_ig import eap_ig
 from acdc.models import load_model
 from acdc.patching import run_circuit
 from acdc.task import Batch
-from acdc.tasks import load_task
+from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 from acdc.transformer import Transformer, frozen
 
 
@@ -49,7 +49,7 @@ def forward_body(model: Transformer, tokens: torch.Tensor) -> None:
 
 
 def score_products(model: Transformer, batch: Batch) -> Callable[[], None]:
-    """The matrix products of all edges at full length, on random data: per layer its heads, its MLP; then the logits."""
+    """The matrix products of all edges at full length, on random data: a layer's heads, its MLP; then the logits."""
     graph, inner = model.graph(), batch.clean.numel() * model.embed(batch.clean).shape[-1]
     left = torch.randn(len(graph.srcs), inner)
     right = torch.randn(3 * model.n_heads, inner)
@@ -83,7 +83,7 @@ def matmul_rate() -> float:
     a, best = torch.randn(2048, 2048), float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return 2 * 2048**3 / best / 1e9
 

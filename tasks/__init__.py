@@ -11,7 +11,8 @@ from typing import Any
 
 from acdc.errors import AcdcError, unknown_name
 from acdc.task import Task, Tokenizer
-from acdc.tasks import file, induction, ioi
+
+from . import file, induction, ioi
 
 TaskBuilder = Callable[..., Task]
 

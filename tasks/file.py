@@ -11,7 +11,8 @@ from typing import Any
 from acdc.errors import AcdcError, unknown_name
 from acdc.metrics import METRICS
 from acdc.task import Example, Task, Tokenizer
-from acdc.tasks.words import token_ids
+
+from .words import token_ids
 
 REQUIRED = ("clean", "corrupted", "answer", "wrong")
 HEADER = ("name", "description", "metric")

@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from acdc.errors import AcdcError
 from acdc.task import Example, Task, Tokenizer
-from acdc.tasks.words import check_prompts_extend, single_tokens, token_ids
+
+from .words import check_prompts_extend, single_tokens, token_ids
 
 WORD = re.compile(r"([Ġ▁ ]?)([a-z]{4,})")  # how byte-level (Ġ) and SentencePiece (▁) vocabularies write " word"
 MIN_LENGTH = 6  # with fewer words there may be none left to be the wrong answer

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from acdc.errors import AcdcError
 from acdc.task import Example, Task, Tokenizer
-from acdc.tasks.words import check_prompts_extend, single_tokens, token_ids, token_position
+
+from .words import check_prompts_extend, single_tokens, token_ids, token_position
 
 TEMPLATES = (
     "When {IO} and {S} went to the {PLACE}, {S} gave a {OBJECT} to",

@@ -41,10 +41,26 @@ def anatomy_of(hf: Any) -> Anatomy:
             f"{', '.join(ARCHITECTURES)}. {HOW_TO_ADD}"
         )
     if not callable(getattr(hf, "get_output_embeddings", None)) or hf.get_output_embeddings() is None:
-        raise AcdcError(f"{name} has no unembedding; load the causal language model (AutoModelForCausalLM), not its body")
+        raise AcdcError(
+            f"{name} has no unembedding; load the causal language model (AutoModelForCausalLM), not its body"
+        )
+    _check_rotary(hf)
     try:
         return ARCHITECTURES[model_type](hf)
     except AttributeError as error:
         raise AcdcError(
             f"{name} says it is a {model_type!r} model but is not built like one: {error}. {HOW_TO_ADD}"
         ) from error
+
+
+def _check_rotary(hf: Any) -> None:
+    """Refuses rotary embeddings whose frequencies depend on the lengths of earlier prompts: no run would repeat."""
+    parameters = getattr(hf.config, "rope_parameters", None) or {}
+    kinds = {of.get("rope_type") for of in (parameters, *parameters.values()) if isinstance(of, dict)}
+    unsteady = kinds & {"dynamic", "longrope"}
+    if unsteady:
+        raise AcdcError(
+            f"{type(hf).__name__} has a rotary embedding of type {unsteady.pop()!r}, which HuggingFace computes from "
+            "the lengths of the prompts seen so far, so results would depend on what ran before. Load it with a "
+            "rope_type such as 'default', 'linear', 'yarn' or 'llama3'"
+        )

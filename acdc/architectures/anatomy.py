@@ -5,7 +5,7 @@ Weights are read from the HuggingFace modules whenever they are used, as views, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ class Norm:
     x_hat is taken of the centred x in a LayerNorm. `gain_offset` is 1 where the model stores gain - 1 (Gemma).
     """
 
-    module: nn.Module
+    module: Any
     eps: float | None
     centered: bool = False
     gain_offset: float = 0.0
@@ -49,7 +49,7 @@ class Norm:
         return x * rstd, rstd
 
 
-def layer_norm(module: nn.Module) -> Norm:
+def layer_norm(module: Any) -> Norm:
     """The Norm of an nn.LayerNorm, or of an nn.Identity in its place."""
     return Norm(module, None) if isinstance(module, nn.Identity) else Norm(module, module.eps, centered=True)
 
@@ -63,7 +63,7 @@ class Projection:
     three this is. `transposed`: the weight is (in, out), as in a Conv1D.
     """
 
-    module: nn.Module
+    module: Any
     n_heads: int
     d_head: int
     layout: Literal["heads", "parts heads", "heads parts"] = "heads"
@@ -100,7 +100,7 @@ class Attention:
     q: Projection
     k: Projection
     v: Projection
-    out: nn.Module
+    out: Any
     scaling: float
     out_transposed: bool = False
     rotary: Callable[[Int[Tensor, "1 pos"]], tuple[Tensor, Tensor]] | None = None
@@ -129,7 +129,7 @@ class Block:
     attn_norm: Norm
     attention: Attention
     mlp_norm: Norm
-    mlp: nn.Module
+    mlp: Any
     attn_post: Norm | None = None
     mlp_post: Norm | None = None
 
@@ -148,3 +148,9 @@ class Anatomy:
     final_norm: Norm
     parallel: bool = False
     logit_softcap: float | None = None
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Every norm of the model."""
+        of_blocks = (norm for b in self.blocks for norm in (b.attn_norm, b.attn_post, b.mlp_norm, b.mlp_post))
+        return (*(norm for norm in of_blocks if norm is not None), self.final_norm)

@@ -3,14 +3,12 @@
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from acdc.architectures.anatomy import Anatomy, Attention, Block, Norm
 from acdc.architectures.llama import separate_projections
 from acdc.errors import AcdcError
 
 
-def gemma_norm(module: nn.Module) -> Norm:
+def gemma_norm(module: Any) -> Norm:
     return Norm(module, module.eps, gain_offset=1.0)
 
 
@@ -26,7 +24,7 @@ def gemma(hf: Any) -> Anatomy:
 
     def rotary(layer_type: str, positions: Any) -> Any:
         reference = body.embed_tokens.weight
-        return body.rotary_emb(reference, positions, layer_type) if rotary_by_type else body.rotary_emb(reference, positions)
+        return body.rotary_emb(reference, positions, *([layer_type] if rotary_by_type else []))
 
     blocks = tuple(
         Block(

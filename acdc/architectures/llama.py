@@ -7,7 +7,7 @@ from torch import nn
 from acdc.architectures.anatomy import Anatomy, Attention, Block, Norm, Projection
 
 
-def rms_norm(module: nn.Module) -> Norm:
+def rms_norm(module: Any) -> Norm:
     """The Norm of a Llama-like RMSNorm, or of an nn.Identity in its place."""
     if isinstance(module, nn.Identity):
         return Norm(module, None)
@@ -27,11 +27,10 @@ def separate_projections(attn: Any, config: Any) -> tuple[Projection, Projection
 def llama(hf: Any) -> Anatomy:
     body, config = hf.model, hf.config
 
-    def window(layer: int) -> int | None:
-        layer_types = getattr(config, "layer_types", None)
-        if layer_types is not None and layer_types[layer] != "sliding_attention":
-            return None
-        return getattr(config, "sliding_window", None)
+    def window(block: Any) -> int | None:
+        """Mistral has one window, Qwen one a layer; Llama has none, whatever its config says."""
+        own = getattr(block.self_attn, "sliding_window", None)
+        return config.sliding_window if config.model_type == "mistral" else own
 
     blocks = tuple(
         Block(
@@ -44,12 +43,12 @@ def llama(hf: Any) -> Anatomy:
                 rotary=lambda positions: body.rotary_emb(body.embed_tokens.weight, positions),
                 q_norm=getattr(block.self_attn, "q_norm", None),
                 k_norm=getattr(block.self_attn, "k_norm", None),
-                window=window(layer),
+                window=window(block),
                 softmax_float32=config._attn_implementation == "eager",
             ),
             mlp_norm=rms_norm(block.post_attention_layernorm),
             mlp=block.mlp,
         )
-        for layer, block in enumerate(body.layers)
+        for block in body.layers
     )
     return Anatomy(blocks, body.embed_tokens, rms_norm(body.norm))

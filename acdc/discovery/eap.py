@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from acdc.circuit import EdgeScores
 from acdc.discovery.gradients import attribute
+from acdc.errors import AcdcError
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
-from acdc.errors import AcdcError
 from acdc.task import Batch
 from acdc.transformer import Transformer
 
@@ -31,8 +31,8 @@ def eap(
     """
     if metric.reads_reference:
         raise AcdcError(
-            f"metric {metric.name!r} is at its minimum on the clean run, where EAP takes its gradient: every score would "
-            "be 0. Use eap_ig with this metric, or EAP with logit_difference"
+            f"metric {metric.name!r} is at its minimum on the clean run, where EAP takes its gradient: every score "
+            "would be 0. Use eap_ig with this metric, or EAP with logit_difference"
         )
     return attribute(model, batches, metric, points=[1.0], kv=kv, ablation=ablation, progress=progress,
                      provenance={"method": "eap", "method_options": {}})

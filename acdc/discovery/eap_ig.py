@@ -28,9 +28,15 @@ def eap_ig(
 
     where the first block reads x_k = corrupted + (k/m) (clean - corrupted), k = 0 .. m-1, m = `steps`: the corrupted
     input is among the points, the clean one never. L is the metric as a loss; positive = the edge helps. Cost a batch:
-    m forward and backward passes and one forward. Only the input moves along a straight line; the scores of the edges
-    into one channel do not sum to the effect of patching it whole.
+    m forward and backward passes, and a clean and a corrupted forward pass. Only the input moves along a straight line;
+    the scores of the edges into one channel do not sum to the effect of patching it whole. Raises `AcdcError` for zero
+    ablation in a model with norms, where the path would start at an input of 0.
     """
+    if ablation == "zero" and any(norm.eps is not None for norm in model.anatomy.norms):
+        raise AcdcError(
+            "eap_ig with zero ablation: the path would start at an input of 0, where the gradient of a norm is "
+            "1 / sqrt(eps), which multiplies from layer to layer. Use resample or a mean, or the method eap or exact"
+        )
     if steps < 1:
         raise AcdcError(f"steps={steps}: integrated gradients need at least 1 step")
     points = [k / steps for k in range(steps)]

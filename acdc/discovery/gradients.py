@@ -68,6 +68,7 @@ def attribute(
 ) -> EdgeScores:
     """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
 
+    The clean run itself, point 1, can only be the first.
     Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
     run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
     """
@@ -88,11 +89,13 @@ def attribute(
 def _attribute_batch(
     model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement
 ) -> Float[Tensor, "src channel"]:
-    start = batch.first_difference if replacement.consistent and model.causal else 0
+    start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
     clean = None if 1.0 in points else record(model, batch.clean)
+    assert 1.0 not in points[1:], points
     layers: list[LayerGradient] = []
-    logits_gradient = torch.zeros((), device=model.device)
+    wide = torch.promote_types(model.dtype, torch.float32)  # gradients of many steps are summed
+    logits_gradient = torch.zeros((), device=model.device, dtype=wide)
     for point in points:
         inside = None if point == 1.0 else replaced.input + point * (model.embed(batch.clean) - replaced.input)
         run, taps = record_with_taps(model, batch.clean, inside)
@@ -104,12 +107,12 @@ def _attribute_batch(
             loss = metric.loss(logits, batch, reference).sum()
         gradients = _tap_gradients(loss, taps)
         del taps, logits, reference, loss
-        logits_gradient = logits_gradient + gradients.final[:, -1]
+        logits_gradient = logits_gradient + gradients.final[:, -1].to(wide)
         for layer in range(model.n_layers):
             head = _head_gradient(model, layer, run, gradients.z[layer], start)
             mlp = gradients.mlp_in[layer][:, start:]
             if len(layers) <= layer:
-                layers.append(LayerGradient(head.u, [(head.x_hat, head.along)], mlp.clone()))
+                layers.append(LayerGradient(head.u, [(head.x_hat, head.along)], mlp.to(wide, copy=True)))
             else:
                 layers[layer].u.add_(head.u)
                 layers[layer].mlp.add_(mlp)
@@ -137,16 +140,16 @@ def _head_gradient(model: Transformer, layer: int, run: Activations, z_gradient:
         z = model.attend(attention, q, k, v, start)
         gradients = torch.autograd.grad(z, (q, k, v), z_gradient[:, start:].unflatten(-1, z.shape[2:]))
     x_hat, rstd = block.attn_norm.statistics(run.attn_in[layer][:, start:])
+    window, d_model = x_hat.shape[1:]
     us, alongs = [], []
     for values, gradient, projection in zip((q, k, v), gradients, (attention.q, attention.k, attention.v), strict=True):
-        if gradient.shape[1] > x_hat.shape[1]:
-            values, gradient = values[:, start:], gradient[:, start:]
-        u = gradient * rstd[..., None]
+        u = gradient[:, -window:] * rstd[..., None]
         offset = _offset(projection, block.attn_norm.bias)
-        if offset is not None:
-            values = values - (offset if len(offset) == model.n_heads else offset[kv])
+        if offset is not None and len(offset) != model.n_heads:
+            offset = offset[kv]
+        of_x_hat = values.detach()[:, -window:] - (0 if offset is None else offset)
         us.append(u.permute(2, 0, 1, 3))
-        alongs.append(((values.detach() * u).sum(-1) / x_hat.shape[-1]).permute(2, 0, 1))
+        alongs.append(((of_x_hat * u).sum(-1) / d_model).permute(2, 0, 1))
     return HeadGradient(torch.cat(us), x_hat, torch.cat(alongs))
 
 

@@ -7,9 +7,15 @@ from acdc.circuit import Rank
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+def exceeds(faithfulness: float) -> bool:
+    """Whether a circuit does more than the full model, to the three digits that are shown."""
+    return round(faithfulness, 3) > 1
+
+
 @dataclass(frozen=True)
 class CurvePoint:
-    """One circuit of the curve. `fraction` is what was asked for, `n_edges` = int(fraction * edges) what was kept."""
+    """One circuit of the curve. `fraction` is what was asked for, `n_edges` what was kept: int(fraction * edges),
+    or all edges that were tried, where these are fewer (then CPR and CMD are not MIB's)."""
 
     fraction: float
     n_edges: int

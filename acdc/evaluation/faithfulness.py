@@ -15,13 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from acdc.ablation import prepare_ablation
+from acdc.activations import record
 from acdc.circuit import Circuit, EdgeScores, Rank
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
 from acdc.task import Batch
-from acdc.transformer import Transformer
+from acdc.transformer import Transformer, frozen
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def faithfulness(
 ) -> Faithfulness:
     """f as above, a ratio of means as in MIB (not a mean of ratios).
 
-    Cost a batch: one forward pass for the replacements, and three circuit runs (full, circuit, empty). Raises
+    Cost a batch: a forward pass each for the replacements and the full model, and one circuit run. Raises
     `AcdcError` where the metric does not separate the full model from the empty circuit: f would be noise.
     """
     values = measure(model, [circuit], batches, metric, ablation=ablation, progress=progress)
@@ -71,8 +72,9 @@ def faithfulness_curve(
     With an edge that was never tried (-inf), sizes are limited to the edges tried. Cost: one circuit run a size and
     batch; the replacements are computed once a batch.
     """
-    if not fractions or any(not 0 <= fraction <= 1 for fraction in fractions) or list(fractions) != sorted(fractions):
-        raise AcdcError(f"fractions {list(fractions)}: they must be ascending and lie between 0 and 1")
+    fractions = [float(fraction) for fraction in fractions]
+    if not fractions or any(not 0 <= fraction <= 1 for fraction in fractions) or fractions != sorted(fractions):
+        raise AcdcError(f"fractions {fractions}: they must be ascending and lie between 0 and 1")
     tried = int((scores.ranked_values(by) > -float("inf")).sum())
     sizes = [min(int(fraction * scores.graph.n_edges), tried) for fraction in fractions]
     circuits = [scores.top(size, by=by) for size in sizes]
@@ -98,20 +100,19 @@ def measure(
 
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
-    graph = model.graph()
     replace = prepare_ablation(model, batches, ablation)
-    none = Circuit.from_edges(graph, [])
-    everything = none.complement()
     columns = []
     with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
         for batch in batches:
             replacement = replace(batch)
-            reference = run_circuit(model, batch, everything, replacement)
-            rows = [reference, run_circuit(model, batch, none, replacement)]
+            with torch.no_grad(), frozen(model):
+                reference = model.logits(record(model, batch.clean).final[:, -1])
+                empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+            rows = [reference, empty]
             for circuit in circuits:
                 rows.append(run_circuit(model, batch, circuit, replacement))
                 bar.update()
-            columns.append(torch.stack([metric.value(logits, batch, reference).double() for logits in rows]))
+            columns.append(torch.stack([metric(logits, batch, reference).double() for logits in rows]))
     values = torch.cat(columns, dim=1)
     _check_separation(values, batches, metric)
     return values
@@ -122,7 +123,7 @@ def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence
     sign = 1 if metric.higher_is_better else -1
     gaps = sign * (values[0] - values[1])
     scale = values[:2].abs().max()
-    if not torch.isfinite(values[:2]).all():
+    if not torch.isfinite(values).all():
         raise AcdcError(f"metric {metric.name!r} is not finite; check the model's weights")
     if gaps.mean() > 1e-6 * scale:
         return

@@ -9,6 +9,7 @@ from naive import NaiveModel
 from acdc.discovery import gradients
 from acdc.discovery.eap import eap
 from acdc.discovery.eap_ig import eap_ig
+from acdc.errors import AcdcError
 from acdc.metrics import METRICS
 
 
@@ -54,14 +55,24 @@ def test_eap_ig_is_the_naive_gradient(family, metric):
     assert_close(eap_ig(model, [batch], METRICS[metric], steps=3).values, expected)
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(("family", "ablation"), [("gpt2_compiled", "zero"), ("llama", "mean"), ("gemma3", "mean"),
+                                                  ("gpt_neox", "mean")])
 def test_other_ablations(family, ablation):
     model, batch = tiny(family), make_batch()
     metric = METRICS["logit_difference"]
-    # zero removes the input itself: contributions of what the biases make of nothing are not in the naive model
     expected = naive_scores(model, batch, metric, [0, 0.5], ablation)
     assert_close(eap_ig(model, [batch], metric, steps=2, ablation=ablation).values, expected)
+
+
+def test_eap_with_zero_ablation(family):
+    model, batch = tiny(family), make_batch()
+    metric = METRICS["logit_difference"]
+    assert_close(eap(model, [batch], metric, ablation="zero").values, naive_scores(model, batch, metric, [1], "zero"))
+
+
+def test_a_path_from_an_input_of_zero_is_refused_where_there_are_norms():
+    with pytest.raises(AcdcError, match="start at an input of 0"):
+        eap_ig(tiny("llama"), [make_batch()], ablation="zero")
 
 
 def test_float32_agrees_with_float64(family):

@@ -1,0 +1,70 @@
+"""The real model: what it computes, its graph, and EAP-IG and circuit runs against the naive implementation on it."""
+
+import numpy as np
+import pytest
+import torch
+from naive import NaiveModel
+
+from acdc.ablation import prepare_ablation
+from acdc.discovery.eap_ig import eap_ig
+from acdc.evaluation.faithfulness import faithfulness_curve
+from acdc.metrics import METRICS
+from acdc.models import load_model
+from acdc.patching import run_circuit
+from acdc.tasks.ioi import ioi
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("smollm2")
+
+
+def test_it_completes_the_indirect_object(model):
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    tokens = torch.tensor([model.tokenizer(prompt)["input_ids"]])
+    assert tokens.shape == (1, 14)  # no BOS
+    with torch.no_grad():
+        probabilities = model.hf(tokens).logits[0, -1].softmax(-1)
+    assert model.tokenizer.decode(probabilities.argmax()) == " Mary"
+    assert float(probabilities.max()) == pytest.approx(0.92, abs=0.005)
+
+
+def test_its_graphs(model):
+    assert (model.graph().n_edges, model.graph("group").n_edges) == (123_211, 70_651)
+
+
+def test_scores_and_circuit_runs_are_the_naive_ones(model):
+    """All 123,211 edges, two prompts, one step of EAP-IG at the corrupted input, and the circuit of its top 1%."""
+    metric, graph = METRICS["logit_difference"], model.graph()
+    batch = ioi(model.tokenizer, n=2).batches(model.tokenizer)[0]
+    naive, leaves = NaiveModel(model.hf), {}
+    with torch.no_grad():
+        _, clean = naive.run(batch.clean, graph)
+        _, corrupted = naive.run(batch.corrupted, graph)
+    logits, _ = naive.run(batch.clean, graph, embedding=corrupted["input"], leaves=leaves)
+    gradients = torch.autograd.grad(metric.loss(logits, batch, logits).sum(), list(leaves.values()))
+    change = torch.stack([(corrupted[src.name] - clean[src.name]).flatten() for src in graph.srcs])
+    by_channel = torch.stack([gradient.flatten() for gradient in gradients])
+    order = [list(leaves).index(channel.name) for channel in graph.channels]
+    expected = graph.from_matrix((change @ by_channel[order].T / len(batch)).numpy())
+    scores = eap_ig(model, [batch], steps=1)
+    np.testing.assert_allclose(scores.values, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+    circuit = scores.top(graph.n_edges // 100, by="magnitude")
+    with torch.no_grad():
+        logits, _ = naive.run(batch.clean, graph, circuit.kept, corrupted)
+    ours = run_circuit(model, batch, circuit, prepare_ablation(model, [batch])(batch))
+    torch.testing.assert_close(ours, logits, atol=2e-3, rtol=0)
+
+
+def test_faithfulness_of_ioi_circuits(model):
+    """The model does IOI; ranked by magnitude f nears 1, ranked by signed score it overshoots."""
+    batches = ioi(model.tokenizer).batches(model.tokenizer)
+    scores = eap_ig(model, batches)
+    magnitude, signed = (faithfulness_curve(model, scores, batches, by=by, fractions=(0.01, 0.1))
+                         for by in ("magnitude", "signed"))
+    assert 4 < magnitude.full < 6
+    assert abs(magnitude.empty) < 0.8
+    small, large = (point.faithfulness for point in magnitude.points)
+    assert 0.35 < small < 0.75 < large < 1.1
+    assert all(point.faithfulness > 2 for point in signed.points)
