@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from acdc.circuit import Circuit
-from acdc.evaluation.curve import Curve
+from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.paths import strongest_paths
 from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
 
-EXCEEDS = 1.05
 RANKINGS = {"signed": "signed score", "magnitude": "|score|"}
 ASKED = {
     "model": "Model", "model_sha256": "SHA-256 of the model", "task": "Task", "task_description": "What it is",
@@ -110,15 +109,15 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
         rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
     text = "## What was found\n\n" + table(["", ""], rows)
     faithfulness = record.get("faithfulness")
-    if isinstance(faithfulness, int | float) and faithfulness > EXCEEDS:
+    if isinstance(faithfulness, int | float) and exceeds(faithfulness):
         text += f"\n\n{_exceeds('The circuit', faithfulness)}"
     return text
 
 
 def _exceeds(what: str, faithfulness: float) -> str:
     return (
-        f"**{what} exceeds the full model** (f = {faithfulness:.3g}): it leaves out edges that hurt the task. Keep in "
-        "mind that it then does the task better than the model does, and is not a faithful picture of it."
+        f"**{what} exceeds the full model** (f = {faithfulness:.4g}): it leaves out edges that work against the task. "
+        "The further f is above 1, the less the circuit is a picture of what the model does."
     )
 
 
@@ -131,7 +130,7 @@ def _curves(curves: Sequence[Curve], image: str | None) -> str:
     for curve in curves:
         rows = [
             [f"{point.fraction:.3%}", f"{point.n_edges:,}", number(float(point.metric)), f"{point.faithfulness:.3f}",
-             "exceeds the full model" if point.faithfulness > EXCEEDS else ""]
+             "exceeds the full model" if exceeds(point.faithfulness) else ""]
             for point in curve.points
         ]
         areas = f"CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}; " if len(curve.points) > 1 else ""
@@ -140,7 +139,7 @@ def _curves(curves: Sequence[Curve], image: str | None) -> str:
             f"the full model and {number(float(curve.empty))} with all edges cut; {curve.n_prompts:,} prompts."
         )
         parts.append(table(["Fraction asked for", "Edges kept", "Metric", "Faithfulness", ""], rows))
-    beyond = [(p, curve) for curve in curves for p in curve.points if p.faithfulness > EXCEEDS]
+    beyond = [(p, curve) for curve in curves for p in curve.points if exceeds(p.faithfulness)]
     if beyond:
         point, curve = max(beyond, key=lambda pair: pair[0].faithfulness)
         ranking = escaped(RANKINGS[curve.by])

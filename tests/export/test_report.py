@@ -49,7 +49,7 @@ def test_nothing_known_is_nothing_said():
     assert "![" not in text
 
 
-@pytest.mark.parametrize(("faithfulness", "flagged"), [(1.0, False), (1.04, False), (1.06, True), (3.5, True)])
+@pytest.mark.parametrize(("faithfulness", "flagged"), [(1.0, False), (1.0004, False), (1.04, True), (3.5, True)])
 def test_more_than_the_full_model_is_flagged_in_words(faithfulness, flagged):
     assert ("exceeds the full model" in report(circuit(), [curve(0.5, faithfulness)])) is flagged
     assert ("exceeds the full model" in report(circuit(faithfulness=faithfulness))) is flagged

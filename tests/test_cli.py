@@ -1,0 +1,548 @@
+"""The command line writes what the library computes; every mistake is one line, and leaves nothing behind."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import GROUPED
+from tiny_tokenizer import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import acdc.cli
+from acdc.architectures import ARCHITECTURES
+from acdc.cli import OUTPUTS, main
+from acdc.discovery import METHODS
+from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
+from acdc.export.json_file import circuit_from_json, circuit_to_json
+from acdc.live_state import LiveState
+from acdc.metrics import METRICS
+from acdc.models import load_model, weights_hash
+from acdc.packaged import PACKAGED
+from acdc.tasks import TASKS, load_task
+from acdc.tasks.ioi import TEMPLATES, ioi
+
+TOKENIZER = tiny_tokenizer()
+
+
+def run(*arguments):
+    """Exit status, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def save_model(folder, n_layers=2, seed=4):  # a model whose curve comes near 1 before its end
+    config = LlamaConfig(**{**GROUPED, "num_hidden_layers": n_layers, "vocab_size": len(TOKENIZER)})
+    hf, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
+    hf.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return hf
+
+
+def solvable(hf, n, seed):
+    """IOI prompts of two lengths; the answer is whichever name the model likes more for the second subject."""
+    rows = []
+    for example in ioi(TOKENIZER, n=n, seed=seed, templates=(TEMPLATES[0], TEMPLATES[17]), same_length=False).examples:
+        tokens = (torch.tensor([TOKENIZER(text)["input_ids"]]) for text in (example.clean, example.corrupted))
+        with torch.no_grad():
+            clean, corrupted = (hf(ids).logits[0, -1] for ids in tokens)
+        names = [example.answer, example.wrong]
+        gain = [float((clean - corrupted)[TOKENIZER("to" + name)["input_ids"][-1]]) for name in names]
+        answer, wrong = names if gain[0] > gain[1] else names[::-1]
+        rows.append({"clean": example.clean, "corrupted": example.corrupted, "answer": answer, "wrong": wrong})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory):
+    """A tiny model, task files for it, a circuit that `discover` found, and what the library says to the same."""
+    base = tmp_path_factory.mktemp("given")
+    hf = save_model(base / "model")
+    rows = solvable(hf, 5, seed=0)
+    (base / "task.json").write_text(json.dumps(rows))
+    (base / "other.json").write_text(json.dumps(solvable(hf, 4, seed=1)))
+    arguments = ["discover", "--model", base / "model", "--task", base / "task.json", "--out", base / "found",
+                 "--batch-size", 3]
+    before = sorted(base.iterdir())
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert sorted(base.iterdir()) == sorted([*before, base / "found"])
+    model = load_model(base / "model")
+    batches = load_task(base / "task.json", TOKENIZER).batches(TOKENIZER, batch_size=3)
+    assert len({len(batch) for batch in batches}) > 1 and len({batch.clean.shape[1] for batch in batches}) > 1
+    scores = METHODS["eap_ig"](model, batches)
+    return SimpleNamespace(
+        base=base, rows=rows, model=model, batches=batches, scores=scores, arguments=list(map(str, arguments)), out=out,
+        circuit=read(base / "found"), discover=arguments[:5],
+    )
+
+
+def read(folder):
+    return circuit_from_json((folder / "circuit.json").read_text())
+
+
+FEW = (0.2, 0.5, 1.0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No pictures and few points of the curve: what takes most of the time of a tiny run."""
+    curve = partial(faithfulness_curve, fractions=FEW)
+    monkeypatch.setattr("acdc.evaluation.faithfulness.faithfulness_curve", curve)
+    monkeypatch.setattr("acdc.export.figure.circuit_figure", lambda *args, **kwargs: None)
+    monkeypatch.setattr("acdc.export.curve_figure.curve_figure", lambda *args, **kwargs: None)
+    monkeypatch.setattr("acdc.export.figure.save_figure", lambda figure, path: path.write_bytes(b"drawn"))
+
+
+def test_discover_writes_five_files(given):
+    folder = given.base / "found"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(OUTPUTS)
+    text = (folder / "circuit.json").read_text()
+    assert circuit_to_json(circuit_from_json(text)) == text
+    for name in ("circuit.png", "curve.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG\r\n")
+    assert ElementTree.parse(folder / "circuit.svg").getroot().tag.endswith("svg")
+    assert f"{given.circuit.provenance['faithfulness']:.4g}" in (folder / "report.md").read_text()
+
+
+def test_what_is_written_is_what_the_library_computes(given):
+    circuit, known = given.circuit, given.circuit.provenance
+    assert circuit.scores == given.scores
+    result = faithfulness(given.model, circuit, given.batches)
+    assert (known["faithfulness"], known["clean_metric"], known["corrupted_metric"], known["circuit_metric"]) == (
+        result.faithfulness, result.full, result.empty, result.circuit)
+    assert known["n_prompts"] == result.n_prompts == 5
+    assert known["model_sha256"] == weights_hash(given.model)
+    assert known["example"] == given.rows[0]
+    assert known["command"] == shlex.join(["acdc", *given.arguments])
+    assert f"faithfulness {result.faithfulness:.4f}" in given.out
+    assert f"written to {given.base / 'found'}" in given.out
+
+
+def test_without_a_size_the_smallest_faithful_point_of_the_curve_is_taken(given):
+    curve = faithfulness_curve(given.model, given.scores, given.batches, by="magnitude")
+    within = [point for point in curve.points if 0.9 <= point.faithfulness <= 1.1]
+    size = min(point.n_edges for point in within)
+    assert 0 < size < given.scores.graph.n_edges
+    assert (given.circuit.kept == given.scores.top(size, by="magnitude").kept).all()
+
+
+SELECTIONS = {
+    "--size 50": lambda scores, curve: scores.top(50, by="magnitude"),
+    "--size 7%": lambda scores, curve: scores.top(7, by="magnitude"),
+    "--size 0": lambda scores, curve: scores.top(0, by="magnitude"),
+    "--above 0.05": lambda scores, curve: scores.above(0.05, by="magnitude"),
+    "--above -0.01 --by signed": lambda scores, curve: scores.above(-0.01, by="signed"),
+    "--by signed": lambda scores, curve: scores.top(curve("signed").smallest_faithful().n_edges, by="signed"),
+    "--greedy --size 20 --by signed": lambda scores, curve: scores.greedy(20, by="signed"),
+    "--size 30 --drop-dangling": lambda scores, curve: scores.top(30, by="magnitude").drop_dangling(),
+}
+
+
+@pytest.mark.parametrize("options", SELECTIONS)
+def test_selections(given, tmp_path, quick, options):
+    status, _, err = run(*given.discover, "--out", tmp_path / "out", "--batch-size", 3, *options.split())
+    assert status == 0, err
+
+    def curve(by):
+        return faithfulness_curve(given.model, given.scores, given.batches, by=by, fractions=FEW)
+
+    circuit, expected = read(tmp_path / "out"), SELECTIONS[options](given.scores, curve)
+    assert circuit.scores == given.scores
+    assert np.array_equal(circuit.kept, expected.kept)
+    assert circuit.provenance["faithfulness"] == faithfulness(given.model, circuit, given.batches).faithfulness
+    assert ("dangling" in circuit.provenance["selection"]) == ("dangling" in options)
+
+
+SETTINGS = {
+    "--method exact --size 9 --metric kl_divergence --ablation zero": (
+        "exact", {"metric": "kl_divergence"}, {"ablation": "zero"}),
+    "--method eap --size 9 --ablation mean": ("eap", {}, {"ablation": "mean"}),
+    "--steps 2 --size 9 --kv group": ("eap_ig", {"steps": 2, "kv": "group"}, {}),
+    "--method acdc --threshold 0.2": ("acdc", {"threshold": 0.2}, {}),
+}
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_settings_reach_the_method_and_the_measurement(given, tmp_path, quick, options):
+    status, _, err = run(*given.discover, "--out", tmp_path / "out", "--batch-size", 3, *options.split())
+    assert status == 0, err
+    method, settings, ablation = SETTINGS[options]
+    metric = METRICS[settings.get("metric", "logit_difference")]
+    scores = METHODS[method](given.model, given.batches, **{**settings, "metric": metric}, **ablation)
+    expected = scores.top(9, by="magnitude") if "9" in options else scores.above(0.2, by="signed")
+    circuit = read(tmp_path / "out")
+    assert circuit.scores == scores
+    assert np.array_equal(circuit.kept, expected.kept) and 0 < circuit.n_edges < circuit.graph.n_edges
+    result = faithfulness(given.model, circuit, given.batches, metric, **ablation)
+    assert circuit.provenance["faithfulness"] == result.faithfulness
+
+
+def test_evaluate_gives_what_discover_gave(given, tmp_path):
+    status, out, _ = run("evaluate", given.base / "found", "--batch-size", 3, "--curve", "--out", tmp_path / "e.json")
+    assert status == 0
+    record, known = json.loads((tmp_path / "e.json").read_text()), given.circuit.provenance
+    assert record["faithfulness"] == known["faithfulness"]
+    assert f"faithfulness {known['faithfulness']:.4f}" in out
+    assert (record["n_edges"], record["n_prompts"]) == (given.circuit.n_edges, 5)
+    for measured, by in zip(record["curves"], ("magnitude", "signed"), strict=True):
+        curve = faithfulness_curve(given.model, given.scores, given.batches, by=by)
+        assert (measured["by"], measured["cpr"], measured["cmd"]) == (by, curve.cpr, curve.cmd)
+        assert measured["points"] == [vars(point) for point in curve.points]
+        assert f"{curve.cpr:.3f}" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
+    at_once, _, _ = run("evaluate", given.base / "found" / "circuit.json", "--out", tmp_path / "e.json")
+    again = json.loads((tmp_path / "e.json").read_text())
+    assert at_once == 0 and again["faithfulness"] == pytest.approx(known["faithfulness"], abs=1e-4)
+
+
+def test_evaluate_on_other_prompts_with_another_metric(given, tmp_path):
+    status, _, _ = run("evaluate", given.base / "found", "--task", given.base / "other.json", "--metric",
+                       "kl_divergence", "--ablation", "mean", "--out", tmp_path / "e.json")
+    assert status == 0
+    batches = load_task(given.base / "other.json", TOKENIZER).batches(TOKENIZER)
+    result = faithfulness(given.model, given.circuit, batches, METRICS["kl_divergence"], ablation="mean")
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert (record["faithfulness"], record["n_prompts"]) == (result.faithfulness, 4)
+
+
+def test_show_tasks_models_and_help(given):
+    status, out, err = run("show", given.base / "found", "--edges", 3, "--paths", 1)
+    edges = np.argsort(-np.abs(given.scores.values), kind="stable")[:4]
+    names = [given.scores.graph.edge_name(int(edge)) for edge in edges]
+    assert (status, err) == (0, "") and [name in out for name in names] == [True] * 3 + [False]
+    assert all(name in run("tasks")[1] for name in TASKS)
+    assert all(name in run("models")[1] for name in (*ARCHITECTURES, *PACKAGED))
+    for command in ("discover", "evaluate", "show", "tasks", "models"):
+        status, out, _ = run(command, "--help")
+        assert status == 0 and "None" not in out and "False" not in out
+
+
+def test_the_seed_chooses_the_prompts(given, tmp_path, quick):
+    ioi_by_kl = ("--task", "ioi", "--metric", "kl_divergence", "--prompts", 2)  # which any model separates
+    examples = []
+    for seed in (3, 4):
+        out = tmp_path / str(seed)
+        assert run(*given.discover, *ioi_by_kl, "--size", 9, "--seed", seed, "--out", out)[0] == 0
+        known, first = read(out).provenance, ioi(TOKENIZER, n=2, seed=seed).examples[0]
+        assert (known["seed"], known["example"]) == (seed, {field: getattr(first, field) for field in known["example"]})
+        assert run("evaluate", out, "--out", tmp_path / "e.json")[0] == 0
+        examples.append((known["example"], json.loads((tmp_path / "e.json").read_text())["faithfulness"]))
+        assert examples[-1][1] == known["faithfulness"]
+    assert examples[0] != examples[1]
+
+
+def test_overwrite_replaces_the_circuit_and_nothing_else(given, tmp_path, quick):
+    out = tmp_path / "made" / "for" / "it"
+    assert run(*given.discover, "--size", 3, "--out", out)[0] == 0
+    (out / "notes.txt").write_text("mine")
+    assert run(*given.discover, "--size", 4, "--out", out, "--overwrite")[0] == 0
+    assert read(out).n_edges == 4 and (out / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == sorted([*OUTPUTS, "notes.txt"])
+    assert [path.name for path in out.parent.iterdir()] == ["it"]
+
+
+def refused(out_folder, *arguments, status=1):
+    """The one line of the refusal, without `acdc: `; nothing else but progress is said, and nothing is written."""
+    before = sorted(out_folder.rglob("*"))
+    found, out, err = run(*arguments)
+    *progress, message = err.splitlines()
+    assert found == status and out == ""
+    assert message.startswith("acdc: ") and len(message) > len("acdc: ")
+    assert all(line.startswith("loading ") or " pairs of prompts such as " in line for line in progress)
+    assert sorted(out_folder.rglob("*")) == before
+    return message.removeprefix("acdc: "), progress
+
+
+BAD_VALUES = {
+    "--task nonsense": "unknown task 'nonsense'",
+    "--task absent.json": "there is no file of this name",
+    "--method eap_gi": "unknown method 'eap_gi'. Did you mean 'eap_ig'?",
+    "--metric logit_diff": "unknown metric 'logit_diff'",
+    "--ablation resampel": "unknown ablation 'resampel'",
+    "--by size": "unknown ranking 'size'",
+    "--kv heads": "unknown kv 'heads'",
+    "--dtype float16": "unknown dtype 'float16'",
+    "--device gpu": "cannot use device 'gpu'",
+    "--device meta": "cannot use device 'meta'",
+    "--device hpu": "cannot use device 'hpu'",
+    "--size abc": "neither a number of edges",
+    "--size -3": "neither a number of edges",
+    "--size=-1%": "neither a number of edges",
+    "--size nan%": "neither a number of edges",
+    "--size inf%": "neither a number of edges",
+    "--size 101%": "neither a number of edges",
+    "--above nan": "--above nan: it must be a finite number",
+    "--greedy": "give that too",
+    "--greedy --above 0.1": "give that too",
+    "--steps 0": "--steps 0: it must be at least 1",
+    "--steps 3 --method exact": "method 'exact' takes no --steps",
+    "--threshold 0.1": "method 'eap_ig' takes no --threshold",
+    "--threshold nan --method acdc": "--threshold nan: it must be a finite number",
+    "--prompts 0": "--prompts 0: it must be at least 1",
+    "--batch-size 0": "--batch-size 0: it must be at least 1",
+}
+
+
+@pytest.mark.parametrize("options", BAD_VALUES)
+def test_bad_values_are_refused_before_the_model_is_loaded(given, tmp_path, options):
+    message, progress = refused(tmp_path, *given.discover, "--out", tmp_path / "out", *options.split())
+    assert BAD_VALUES[options] in message
+    assert progress == []
+
+
+@pytest.mark.parametrize("options", ["--steps two", "--size 3 --above 1", "--colour red", "--prompts", "--size -3%"])
+def test_a_wrong_command_line_is_one_line_too(given, tmp_path, options):
+    message, _ = refused(tmp_path, *given.discover, "--out", tmp_path / "out", *options.split(), status=2)
+    assert "`acdc discover --help`" in message or "`acdc --help`" in message
+
+
+LATE = {
+    "--size 111": "the graph has 110 edges",
+    "--prompts 6": "holds 5. Ask for 1 to that",
+    "--task ioi --prompts 999999999999": "cannot make 999,999,999,999 different ioi examples",
+    "--metric accuracy": "has no gradient",
+    "--ablation zero --metric kl_divergence": "Use resample or a mean",
+    "--metric kl_divergence --method eap": "every score would be 0",
+    "--method acdc_sequential --threshold 1e9 --size 110": "edges with a score",
+}
+
+
+@pytest.mark.parametrize("options", LATE)
+def test_what_only_the_model_or_the_task_tells_is_refused_as_well(given, tmp_path, options):
+    message, _ = refused(tmp_path, *given.discover, "--out", tmp_path / "out", *options.split())
+    assert LATE[options] in message
+
+
+def prompts(**changes):
+    def change(rows):
+        rows[1].update(changes)
+        return json.dumps(rows)
+
+    return change
+
+
+BAD_TASKS = {
+    "missing field": (lambda rows: json.dumps([{k: v for k, v in row.items() if k != "wrong"} for row in rows]),
+                      "wrong missing"),
+    "not JSON": (lambda rows: json.dumps(rows)[:-9], "not valid JSON"),
+    "unequal length": (prompts(corrupted="When Adam and Amy went to the store, Alan then gave a drink to"),
+                       "differ in length"),
+    "answer of two tokens": (prompts(answer=" store drink"), "' store drink' is not one token after the prompt"),
+    "same prompts": (prompts(clean="Then, Adam and Amy", corrupted="Then, Adam and Amy"), "are the same"),
+    "too long": (prompts(clean="to" + " the" * 70, corrupted="to" + " a" * 70), "takes at most 64"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_TASKS)
+def test_task_files_with_mistakes(given, tmp_path, mistake):
+    change, expected = BAD_TASKS[mistake]
+    (tmp_path / "task.json").write_text(change(json.loads(json.dumps(given.rows))))
+    message, _ = refused(tmp_path, *given.discover, "--task", tmp_path / "task.json", "--out", tmp_path / "out")
+    assert expected in message
+
+
+def test_a_task_that_the_model_cannot_do_names_the_worst_prompt(given, tmp_path):
+    turned = [{**row, "answer": row["wrong"], "wrong": row["answer"]} for row in given.rows]
+    (tmp_path / "task.json").write_text(json.dumps(turned))
+    message, _ = refused(tmp_path, *given.discover, "--task", tmp_path / "task.json", "--out", tmp_path / "out")
+    assert "does not separate" in message and any(repr(row["clean"]) in message for row in turned)
+
+
+def altered(given, tmp_path, change):
+    """A copy of the model with other weights."""
+    folder = shutil.copytree(given.base / "model", tmp_path / "altered")
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_models_that_cannot_be_had(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for name in ("smolm2", "no such//model", tmp_path / "empty", tmp_path / "absent"):
+        message, _ = refused(tmp_path, *given.discover, "--model", name, "--out", tmp_path / "out")
+        assert f"cannot load the model {str(name)!r}" in message and "smollm2" in message
+    nan = altered(given, tmp_path, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    message, _ = refused(tmp_path, *given.discover, "--model", nan, "--out", tmp_path / "out")
+    assert "these weights are not finite: model.norm.weight" in message
+    file = nan / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    message, _ = refused(tmp_path, *given.discover, "--model", nan, "--out", tmp_path / "out")
+    assert "holds no model that can be loaded" in message
+
+
+def test_folders_that_cannot_be_written(given, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "file" / "far" / "below", tmp_path / "lost",
+                "/proc/circuit", tmp_path / ("x" * 300), tmp_path / "new" / ("x" * 300) / "out"):
+        message, progress = refused(tmp_path, *given.discover, "--out", out)
+        assert str(out) in message and progress == []
+    assert "two lines" in refused(tmp_path, *given.discover, "--out", tmp_path / "file" / "two\nlines")[0]
+    message, progress = refused(given.base, *given.discover, "--out", given.base / "found")
+    assert "already holds circuit.json" in message and "--overwrite" in message and progress == []
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["method", "picture"])
+def test_ctrl_c_leaves_nothing(given, tmp_path, monkeypatch, place):
+    shutil.copytree(given.base / "found", tmp_path / "old")
+    old = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    if place == "method":
+        monkeypatch.setitem(METHODS, "eap_ig", interrupt)
+    else:
+        monkeypatch.setattr("acdc.export.figure.save_figure", interrupt)
+    for options in (("--out", tmp_path / "new" / "out"), ("--out", tmp_path / "old", "--overwrite")):
+        message, _ = refused(tmp_path, *given.discover, *options, status=130)
+        assert message == "interrupted; no result was written"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == old
+
+
+def test_a_full_memory_is_a_message_and_a_bug_is_not(given, tmp_path, monkeypatch):
+    def fails_by(error):
+        def method(*args, **kwargs):
+            raise error
+
+        monkeypatch.setitem(METHODS, "eap_ig", method)
+        return *given.discover, "--out", tmp_path / "out"
+
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"), MemoryError(),
+                  RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")):
+        assert "smaller --batch-size" in refused(tmp_path, *fails_by(error))[0]
+    with pytest.raises(RuntimeError, match="overlapping memory"):
+        run(*fails_by(RuntimeError("overlapping memory")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_circuit_of_another_model_is_refused(given, tmp_path):
+    save_model(tmp_path / "deeper", n_layers=3)
+    found = given.base / "found"
+    for options in ((), ("--other-weights",)):
+        message, _ = refused(tmp_path, "evaluate", found, "--model", tmp_path / "deeper", *options)
+        assert "its graph has 2 layers" in message and "has 3 of 4" in message
+    other = altered(given, tmp_path, lambda weights: weights["model.embed_tokens.weight"].mul_(1.1))
+    message, _ = refused(tmp_path, "evaluate", found, "--model", other)
+    assert "--other-weights" in message and str(other) in message
+    status, out, _ = run("evaluate", found, "--model", other, "--other-weights", "--batch-size", 3)
+    assert (status, f"faithfulness {given.circuit.provenance['faithfulness']:.4f}" in out) == (0, False)
+    message, _ = refused(tmp_path, "evaluate", found, "--dtype", "bfloat16")
+    assert "(float32)" in message and "(bfloat16)" in message
+
+
+def edited(key, *value):
+    """Another value in the provenance, or none."""
+
+    def change(text):
+        data = json.loads(text)
+        del data["provenance"][key]
+        data["provenance"].update(zip([key], value, strict=False))
+        return json.dumps(data).encode()
+
+    return change
+
+
+BAD_CIRCUITS = {
+    "truncated": (lambda text: text[: len(text) // 2].encode(), "is not JSON"),
+    "empty": (lambda text: b"", "is not JSON"),
+    "other JSON": (lambda text: b"[1, 2]", "is not a circuit"),
+    "not text": (lambda text: b"\xff\xfe\x00", "not UTF-8"),
+    "no model": (edited("model"), "does not say its model; give --model"),
+    "seed of text": (edited("seed", "zero"), "seed is 'zero', not int"),
+    "task of numbers": (edited("task_source", [1]), "task_source is [1], not str"),
+    "null": (edited("metric", None), "metric is None, not str; give --metric"),
+    "lost task": (edited("task_source", "/lost.json"), "unknown task '/lost.json'"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD_CIRCUITS)
+def test_circuit_files_with_mistakes(given, tmp_path, mistake):
+    change, expected = BAD_CIRCUITS[mistake]
+    path = tmp_path / "circuit.json"
+    path.write_bytes(change((given.base / "found" / "circuit.json").read_text()))
+    message, progress = refused(tmp_path, "evaluate", path)
+    assert expected in message and progress == []
+    if "JSON" in expected or "circuit" in expected or "UTF" in expected:
+        assert expected in refused(tmp_path, "show", tmp_path)[0]
+
+
+def test_other_mistakes_of_evaluate_and_show(given, tmp_path):
+    found = given.base / "found"
+    for out, expected in ((tmp_path / "missing" / "e.json", "is not a folder"), (tmp_path, "that is a folder")):
+        message, progress = refused(tmp_path, "evaluate", found, "--out", out)
+        assert f"cannot write to {out}" in message and expected in message and progress == []
+    for circuit in (tmp_path, tmp_path / "absent.json", found / "circuit.json" / "below"):
+        for command in ("evaluate", "show"):
+            assert str(circuit) in refused(tmp_path, command, circuit)[0]
+    unscored = json.loads((found / "circuit.json").read_text()) | {"scores": None, "scores_provenance": None}
+    (tmp_path / "circuit.json").write_text(json.dumps(unscored))
+    message, progress = refused(tmp_path, "evaluate", tmp_path, "--curve")
+    assert "has no scores" in message and progress == []
+    assert "--edges -1: it must be 0 or more" in refused(tmp_path, "show", found, "--edges", "-1")[0]
+
+
+def test_a_process_of_its_own_says_no_more(given, tmp_path):
+    """What libraries print and warn of would show here; and a reader that leaves early is no mistake."""
+    turned = [{**row, "answer": row["wrong"], "wrong": row["answer"]} for row in given.rows]
+    (tmp_path / "task.json").write_text(json.dumps(turned))
+    options = ["--task", tmp_path / "task.json", "--out", tmp_path / "new" / "out"]
+    command = [sys.executable, "-m", "acdc.cli", *map(str, [*given.discover, *options])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, len(lines)) == (1, "", 3) and "does not separate" in lines[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["task.json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    show = [sys.executable, acdc.cli.__file__, "show", str(given.base / "found")]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(show, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_interrupted_acdc_goes_on_from_its_journal(given, tmp_path, quick, monkeypatch):
+    """Ctrl-C after some decisions leaves the journal beside the folder; the same command then goes on to the end."""
+    options = ["--method", "acdc", "--threshold", "0.02", "--loss", "kl_divergence", "--shortlist", "60%"]
+    assert run(*given.discover, *options, "--out", tmp_path / "whole")[0] == 0
+    assert not (tmp_path / "whole.journal").exists()
+    refresh, calls = LiveState.refresh, []
+
+    def interrupted(state, kept):
+        calls.append(state)
+        return interrupt() if len(calls) == 8 else refresh(state, kept)
+
+    monkeypatch.setattr(LiveState, "refresh", interrupted)
+    assert run(*given.discover, *options, "--out", tmp_path / "resumed")[0] == 130
+    assert (tmp_path / "resumed.journal").exists() and not (tmp_path / "resumed").exists()
+    status, _, err = run(*given.discover, *options[:3], "0.03", *options[4:], "--out", tmp_path / "resumed")
+    assert status == 1 and "its threshold is 0.02, here it is 0.03" in err
+    calls.clear()
+    assert run(*given.discover, *options, "--out", tmp_path / "resumed")[0] == 0
+    assert not (tmp_path / "resumed.journal").exists()
+    assert read(tmp_path / "resumed").scores == read(tmp_path / "whole").scores
+    assert read(tmp_path / "whole").scores.provenance["method_options"]["shortlist"].endswith("removed untested")
