@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from acdc.circuit import EdgeScores
-from acdc.discovery import acdc, eap, eap_ig, exact
+from acdc.discovery import acdc, acdc_sequential, eap, eap_ig, exact
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
     "eap": eap.eap,
     "eap_ig": eap_ig.eap_ig,
     "exact": exact.exact,
     "acdc": acdc.acdc,
+    "acdc_sequential": acdc_sequential.acdc_sequential,
 }

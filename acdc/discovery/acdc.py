@@ -1,26 +1,36 @@
-"""ACDC, plain and sequential: try to remove each edge, from the logits back; keep it if the loss rises too much.
+"""ACDC, exactly and fast: try to remove each edge, from the logits back; keep it if the loss rises too much.
 
-This is the algorithm of the paper with one full circuit run for every edge tried: the reference that faster versions
-are checked against. Phases: start from the full graph; visit channels in reverse order of the forward pass and, per
-channel, srcs from the latest; remove an edge for good iff the loss rises by less than the threshold.
-Source: Conmy et al. 2023 (arXiv 2304.14997).
+The decisions are those of `acdc_sequential`, edge by edge. When a channel is visited, everything upstream is still as
+at the start, so what each src writes is known, and removing edges moves what the channel reads by known amounts.
+Phases: the state of every node is computed and kept (`LiveState`); a channel that no kept edge reads is cut untried;
+else many cumulative removals are tried at once, of which those up to the first that must stay are accepted; only nodes
+downstream along kept edges are computed, at the positions that the logits depend on.
+Source: Conmy et al. 2023 (arXiv 2304.14997); the incremental evaluation is our own.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 from tqdm import tqdm
 
 from acdc.ablation import prepare_ablation
 from acdc.circuit import Circuit, EdgeScores
-from acdc.errors import AcdcError
+from acdc.discovery.journal import Journal
+from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV, Graph
+from acdc.live_state import LiveState, find_needed
 from acdc.metrics import METRICS, Metric
-from acdc.patching import run_circuit
+from acdc.models import weights_hash
 from acdc.task import Batch
-from acdc.transformer import Transformer
+from acdc.transformer import Transformer, frozen
+
+FIRST_ROWS = 8  # cumulative removals in the first trial of a stage; doubled while all are accepted
 
 
 def acdc(
@@ -29,67 +39,194 @@ def acdc(
     metric: Metric = METRICS["kl_divergence"],
     *,
     threshold: float = 0.01,
+    effect: str = "signed",
+    order: str = "latest",
+    shortlist: Circuit | None = None,
     ablation: str = "resample",
     kv: KV = "head",
+    memory_gib: float = 1.0,
+    journal: str | Path | None = None,
     progress: bool = False,
 ) -> EdgeScores:
     """s(edge) = L(without it) - L(with it), mean over prompts, at the moment when ACDC tries the edge.
 
-    The circuit is `scores.above(threshold, by="signed")` up to ties: an edge is kept iff s >= threshold (the paper
-    removes iff the loss rises by *less*), so a kept score equal to the threshold is nudged up by one ulp. Edges whose
-    dst no kept edge reads are never tried and score -inf. L is the metric as a loss, in its units. Channels go in
-    reverse order of the forward pass, logits first (heads of a layer: v, k, q, each from the last head); srcs from the
-    latest to the input. Cost: one circuit run for each edge tried and batch: hours for a real model.
+    An edge is removed iff s < `threshold` (`effect="absolute"`: iff |s| < `threshold`), so the circuit is
+    `scores.above(threshold, by="signed")` (absolute: `by="magnitude"`); a kept score equal to the threshold is moved
+    out by one ulp. Edges whose dst no kept edge reads (where a norm follows attention: no edge from any head of its
+    layer) are never tried and score -inf. L is the metric as a loss, in its units.
+
+    Channels go in reverse order of the forward pass, logits first (heads of a layer: v, k, q, each from the last head).
+    `order`: srcs of a channel from the latest, as in the paper, or from the earliest. `shortlist`: only its edges are
+    tried; all others are removed at the start, untested, and score -inf.
+
+    `memory_gib` bounds what a trial takes, and so how many removals are tried at once. `journal`: a file that decisions
+    are written to as they are made; a run that is killed goes on from it and ends in the same circuit. Cost: for each
+    edge tried, a forward pass of the nodes downstream of it along kept edges.
     """
     if not np.isfinite(threshold):
         raise AcdcError(f"threshold {threshold}: it must be a finite number, in units of the metric {metric.name!r}")
+    if effect not in ("signed", "absolute"):
+        raise unknown_name("effect", effect, ["signed", "absolute"])
+    if order not in ("latest", "earliest"):
+        raise unknown_name("order", order, ["latest", "earliest"])
+    if not memory_gib > 0:
+        raise AcdcError(f"memory_gib={memory_gib}: it must be above 0")
     graph = model.graph(kv)
-    replace = prepare_ablation(model, batches, ablation)
-    kept = np.ones(graph.n_edges, dtype=bool)
-    runs = [(batch, replace(batch)) for batch in batches]
-    references = [run_circuit(model, batch, Circuit(graph, kept), replacement) for batch, replacement in runs]
-
-    def loss(kept: Bool[np.ndarray, " edge"]) -> float:
-        circuit = Circuit(graph, kept)
-        values = [
-            metric.loss(run_circuit(model, batch, circuit, replacement), batch, reference)
-            for (batch, replacement), reference in zip(runs, references, strict=True)
-        ]
-        return float(torch.cat(values).double().mean())
-
-    scores = np.full(graph.n_edges, -np.inf)
-    current = loss(kept)
-    with tqdm(total=graph.n_edges, desc="trying edges", unit="edge", disable=not progress) as bar:
-        for c in reversed(range(len(graph.channels))):
-            edges = np.nonzero(graph.edge_channel == c)[0][::-1]
-            if not _is_read(graph, kept, c):
-                kept[edges] = False
-                bar.update(len(edges))
-                continue
-            for edge in edges:
-                kept[edge] = False
-                without = loss(kept)
-                scores[edge] = without - current
-                if without - current < threshold:
-                    current = without
-                else:
-                    kept[edge] = True
-                    scores[edge] = max(scores[edge], np.nextafter(threshold, np.inf))
-                bar.update()
-                bar.set_postfix(kept=int(kept.sum()), loss=f"{current:.4g}")
-    provenance = {"method": "acdc", "method_options": {"threshold": threshold}, "metric": metric.name,
-                  "ablation": ablation}
+    if shortlist is not None and shortlist.graph != graph:
+        raise AcdcError(f"the shortlist is of another graph, {shortlist.graph}, than the search, {graph}")
+    options = {"threshold": threshold, "effect": effect, "order": order,
+               "shortlist": None if shortlist is None else _assumed(shortlist)}
+    header = {"method": "acdc", **options, "metric": metric.name, "ablation": ablation, "kv": kv,
+              "memory_gib": memory_gib}
+    if journal is not None:
+        header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": _hash_of_prompts(batches),
+                   "edges": _hash(np.ones(0) if shortlist is None else shortlist.kept)}
+    with torch.no_grad(), frozen(model), Journal(journal, header) as log:
+        search = _Search(model, batches, metric, graph, ablation, memory_gib, order)
+        kept = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept.copy()
+        scores = search.run(_Rule(threshold, effect == "absolute"), kept, log, progress)
+    provenance = {"method": "acdc", "method_options": options, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, scores, provenance)
 
 
-def _is_read(graph: Graph, kept: Bool[np.ndarray, " edge"], channel: int) -> bool:
-    """Whether any kept edge reads what the node (for a KV group: any of its heads) of this channel writes."""
-    target = graph.channels[channel]
-    if target.node.kind == "logits":
-        return True
-    if target.node.kind == "mlp":
-        srcs = [graph.src_index[target.node.name]]
-    else:
-        heads = graph.layer(target.node.layer).heads
-        srcs = [heads.start + h for h in range(graph.n_heads) if graph.feeds(target, target.node.layer, h)]
-    return bool(np.isin(graph.edge_src[kept], srcs).any())
+@dataclass(frozen=True)
+class _Rule:
+    threshold: float
+    absolute: bool
+
+    def keeps(self, effect: float) -> bool:
+        return not (abs(effect) if self.absolute else effect) < self.threshold
+
+    def score(self, effect: float) -> float:
+        """The effect, moved beyond the threshold if the edge is kept: selection is strict."""
+        size = abs(effect) if self.absolute else effect
+        if size != self.threshold:
+            return effect
+        return float(np.nextafter(effect, -np.inf if effect < 0 and self.absolute else np.inf))
+
+
+class _Search:
+    def __init__(self, model: Transformer, batches: Sequence[Batch], metric: Metric, graph: Graph, ablation: str,
+                 memory_gib: float, order: str) -> None:
+        self.model, self.metric, self.graph, self.order = model, metric, graph, order
+        self.bytes = memory_gib * 2**30
+        replace = prepare_ablation(model, batches, ablation)
+        self.states = [LiveState(model, batch, replace(batch)) for batch in batches]
+        self.n_evaluated = 0
+        self.references = [model.logits(state.clean.final[:, -1]) for state in self.states]
+
+    def run(self, rule: _Rule, kept: Bool[np.ndarray, " edge"], log: Journal, progress: bool
+            ) -> Float[np.ndarray, " edge"]:
+        """The scores. Whole stages of decisions that the journal holds are taken over; of a stage that it holds in
+        part, all is decided again, so that every trial is the one of an uninterrupted run, to the last bit."""
+        matrix = self.graph.to_matrix(kept)
+        scores = np.full(matrix.shape, -np.inf)
+        n_taken = n_done = 0
+        with tqdm(total=self.graph.n_edges, desc="trying edges", unit="edge", disable=not progress) as bar:
+            for stage in self._stages():
+                needed = find_needed(self.model, self._per_head(matrix)).src
+                pending = [c for c in stage if needed[self._nodes(c)].any() or c == len(self.graph.channels) - 1]
+                matrix[:, [c for c in stage if c not in pending]] = False
+                n = self._n_records_of(pending, matrix, log.records[n_taken:])
+                if n is None:
+                    log.keep(n_taken)
+                    self._decide(rule, matrix, pending, log, bar)
+                    n = len(log.records) - n_taken
+                for record in log.records[n_taken : n_taken + n]:
+                    c, srcs, effects = record["channel"], record["srcs"], record["effects"]
+                    scores[srcs, c] = [rule.score(effect) for effect in effects]
+                    matrix[srcs, c] = [rule.keeps(effect) for effect in effects]
+                n_taken += n
+                n_done += int(self.graph.n_srcs_read[stage].sum())
+                bar.update(n_done - bar.n)
+        return self.graph.from_matrix(scores)
+
+    def _stages(self) -> Iterator[list[int]]:
+        """Channels in the order in which they are visited; after each stage, decisions are forced to the disk."""
+        yield [len(self.graph.channels) - 1]
+        for index in map(self.graph.layer, reversed(range(self.graph.n_layers))):
+            yield [index.mlp_channel]
+            for channels in (index.v, index.k, index.q):
+                yield list(range(channels.start, channels.stop))[::-1]
+
+    def _srcs(self, matrix: Bool[np.ndarray, "src channel"], c: int) -> list[int]:
+        srcs = np.nonzero(matrix[:, c])[0].tolist()
+        return srcs[::-1] if self.order == "latest" else srcs
+
+    def _per_head(self, matrix: Bool[np.ndarray, "src channel"]) -> Bool[np.ndarray, "src channel_per_head"]:
+        return matrix[:, self.graph.channel_of_per_head]
+
+    def _nodes(self, c: int) -> list[int]:
+        """The srcs that compute with what a channel reads."""
+        per_head = [self.graph.per_head.channels[i] for i in np.nonzero(self.graph.channel_of_per_head == c)[0]]
+        return [self.graph.src_index[channel.node.name] for channel in per_head if channel.node.kind != "logits"]
+
+    def _n_records_of(self, channels: Sequence[int], matrix: Bool[np.ndarray, "src channel"], records: list[dict]
+                      ) -> int | None:
+        """How many of the first records decide these channels in full; None if they do not."""
+        n = 0
+        for c in channels:
+            missing = int(matrix[:, c].sum())
+            while missing > 0 and n < len(records):
+                missing -= len(records[n]["srcs"])
+                n += 1
+            if missing:
+                return None
+        return n
+
+    def _decide(self, rule: _Rule, matrix: Bool[np.ndarray, "src channel"], channels: Sequence[int], log: Journal,
+                bar: tqdm) -> None:
+        """Tries the edges of one stage, and appends what each effect is to the journal."""
+        if not channels:
+            return
+        per_head = self._per_head(matrix)
+        logits = [state.refresh(per_head)[None] for state in self.states]
+        current = float(self._losses(logits)[0])
+        rows = FIRST_ROWS
+        for c in channels:
+            into = np.nonzero(self.graph.channel_of_per_head == c)[0].tolist()
+            srcs = self._srcs(matrix, c)
+            limit = max(1, int(self.bytes // sum(state.row_bytes(into[0]) for state in self.states)))
+            while srcs:
+                tried = srcs[: min(rows, limit)]
+                trials = [state.trial(into, tried) for state in self.states]
+                losses = self._losses([trial.logits for trial in trials])
+                effects = np.diff(losses, prepend=current).tolist()
+                n_cut = next((i for i, effect in enumerate(effects) if rule.keeps(effect)), len(tried))
+                if n_cut:
+                    current = float(losses[n_cut - 1])
+                    for state, trial in zip(self.states, trials, strict=True):
+                        state.commit(trial, n_cut - 1)
+                        state.cut(into, tried[:n_cut])
+                decided = tried[: n_cut + 1]
+                log.append({"channel": c, "srcs": decided, "effects": effects[: len(decided)]})
+                srcs = srcs[len(decided) :]
+                rows = max(FIRST_ROWS // 2, rows // 2) if n_cut < len(tried) else 2 * len(tried)
+                self.n_evaluated += len(tried)
+                bar.update(len(decided))
+                bar.set_postfix(evaluated=self.n_evaluated, loss=f"{current:.4g}", at=self.graph.channels[c].name)
+        log.sync()
+
+    def _losses(self, logits: Sequence[Float[Tensor, "row _ vocab"]]) -> Float[np.ndarray, " row"]:
+        """The mean loss over all prompts, row by row."""
+        columns = [
+            torch.stack([self.metric.loss(row, state.batch, reference) for row in rows]).double()
+            for rows, state, reference in zip(logits, self.states, self.references, strict=True)
+        ]
+        return torch.cat(columns, dim=1).mean(1).cpu().numpy()
+
+
+def _assumed(shortlist: Circuit) -> str:
+    """What a search of a shortlist takes for granted, in words."""
+    by = ", ".join(str(shortlist.provenance[key]) for key in ("method", "selection") if key in shortlist.provenance)
+    left_out = shortlist.graph.n_edges - shortlist.n_edges
+    return f"{shortlist.n_edges:,} edges tried{f' ({by})' if by else ''}, the other {left_out:,} removed untested"
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _hash_of_prompts(batches: Sequence[Batch]) -> str:
+    tensors = [getattr(batch, name) for batch in batches for name in ("clean", "corrupted", "answer", "wrong")]
+    return _hash(np.concatenate([np.append(tensor.cpu().numpy().ravel(), -1) for tensor in tensors]))

@@ -1,0 +1,122 @@
+"""What a long search has decided so far, on disk as it decides: a run that is killed goes on where it was.
+
+A journal is a file of JSON lines: a header that says what is searched, then a line a record. Every record is handed to
+the system when it is made, so it survives the process, and is forced to the disk at the end of each stage, so that it
+survives a power cut. What a killed run left half-written at the end is dropped.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from acdc.errors import AcdcError
+
+FORMAT = "acdc-journal"
+VERSION = 1
+
+
+class Journal:
+    """`with Journal(path, header) as journal`: `records` holds what is there; `append` adds a record.
+
+    Without a path nothing is written. Raises `AcdcError` where the file is not a journal, is of another search (naming
+    what differs), is damaged, cannot be written, or is in use by another process.
+    """
+
+    def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.header = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(header)))}
+        self.records: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "Journal":
+        if self.path is None:
+            return self
+        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+            self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        except Timeout:
+            raise AcdcError(f"the journal {self.path} is in use by another run; give another --journal") from None
+        except OSError as error:
+            message = f"cannot write the journal {self.path}: {error.strerror}; give another --journal"
+            raise AcdcError(message) from error
+        try:
+            self._read()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+                 ) -> None:
+        if self.path is not None:
+            self.sync()
+            self._close()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+        if self.path is not None:
+            self._write(record)
+
+    def keep(self, n: int) -> None:
+        """Forgets all but the first `n` records."""
+        del self.records[n:]
+        if self.path is not None:
+            self.file.seek(0)
+            self.file.truncate()
+            for line in (self.header, *self.records):
+                self.file.write(json.dumps(line).encode() + b"\n")
+            self.file.flush()
+
+    def sync(self) -> None:
+        if self.path is not None:
+            os.fsync(self.file.fileno())
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(line).encode() + b"\n")
+        self.file.flush()
+
+    def _close(self) -> None:
+        self.file.close()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    def _read(self) -> None:
+        content = self.file.read()
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].splitlines()
+        if not lines:  # new, or killed while the header was written
+            if content and not json.dumps(self.header).encode().startswith(content):
+                raise self._not_a_journal()
+            self.file.seek(0)
+            self.file.truncate()
+            self._write(self.header)
+            return
+        try:
+            header, *self.records = map(json.loads, lines)
+        except ValueError as error:
+            raise AcdcError(f"the journal {self.path} is damaged ({error}). Delete it to search anew") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise self._not_a_journal()
+        for key in {**self.header, **header}:
+            if header.get(key) != self.header.get(key):
+                raise AcdcError(
+                    f"the journal {self.path} is of another search: its {key} is {_short(header.get(key))}, here it is "
+                    f"{_short(self.header.get(key))}. Search with the same model, task and options, give another "
+                    "--journal, or delete it to search anew"
+                )
+        self.file.seek(whole)
+        self.file.truncate()
+
+    def _not_a_journal(self) -> AcdcError:
+        return AcdcError(f"{self.path} is not a journal of acdc, and is left alone; give another --journal")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
