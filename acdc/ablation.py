@@ -64,10 +64,7 @@ def prepare_ablation(
     the corrupted prompts, as the IOI paper does over its ABC distribution (Wang et al. 2022, arXiv 2211.00593).
     Cost: one forward pass a batch, when called for resample, at once for the means; none for zero.
     """
-    if not batches:
-        raise AcdcError("no prompts given: the list of batches is empty")
-    if name not in ABLATIONS:
-        raise unknown_name("ablation", name, ABLATIONS)
+    check_ablation(batches, name)
     if mean_of not in ("corrupted", "clean"):
         raise unknown_name("prompts to average over", mean_of, ["corrupted", "clean"])
     if name == "resample":
@@ -86,6 +83,14 @@ def prepare_ablation(
 
 
 ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
+
+
+def check_ablation(batches: Sequence[Batch], name: str) -> None:
+    """Refuses an empty list of prompts and an unknown ablation."""
+    if not batches:
+        raise AcdcError("no prompts given: the list of batches is empty")
+    if name not in ABLATIONS:
+        raise unknown_name("ablation", name, ABLATIONS)
 
 
 def _check_lengths(batches: Sequence[Batch]) -> None:

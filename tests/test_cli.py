@@ -25,6 +25,7 @@ import acdc.cli
 from acdc.architectures import ARCHITECTURES
 from acdc.cli import OUTPUTS, main
 from acdc.discovery import METHODS
+from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.export.json_file import circuit_from_json, circuit_to_json
 from acdc.live_state import LiveState
@@ -181,6 +182,9 @@ SETTINGS = {
     "--method eap --size 9 --ablation mean": ("eap", {}, {"ablation": "mean"}),
     "--steps 2 --size 9 --kv group": ("eap_ig", {"steps": 2, "kv": "group"}, {}),
     "--method acdc --threshold 0.2": ("acdc", {"threshold": 0.2}, {}),
+    "--method ensemble --methods exact,eap --combine rank --size 9": (
+        "ensemble", {"methods": ["exact", "eap"], "combine": "rank"}, {}),
+    "--method random --seed 3 --size 9": ("random", {"seed": 3}, {}),
 }
 
 
@@ -227,6 +231,38 @@ def test_evaluate_on_other_prompts_with_another_metric(given, tmp_path):
     assert (record["faithfulness"], record["n_prompts"]) == (result.faithfulness, 4)
 
 
+def test_calibrate_gives_what_the_library_gives(given, tmp_path):
+    status, out, err = run("calibrate", given.base / "found", "--batch-size", 3, "--edges", 60, "--seed", 2, "--out",
+                           tmp_path / "c.json")
+    assert status == 0, err
+    result = calibrate(given.model, given.scores, given.batches, n=60, size=given.circuit.n_edges, seed=2)
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert result.summary().items() <= record.items()
+    assert [row["effect"] for row in record["edges"]] == result.sample.effect.tolist()
+    assert {row["edge"]: row["score"] for row in record["edges"]} == {
+        name: given.scores[name] for name in map(given.scores.graph.edge_name, result.sample.edge.tolist())}
+    for row in (result.overall, *result.kinds):
+        line = next(line for line in out.splitlines() if line.split()[0] == row.kind)
+        shown = [None if cell == "-" else float(cell) for cell in line.split()[1:5]]
+        assert shown == [row.n_edges, row.n_sampled, *(
+            None if value is None else pytest.approx(value, abs=5e-4) for value in (row.pearson, row.spearman))]
+    assert f"top {given.circuit.n_edges} by |score|" in out
+
+
+def test_calibrate_takes_the_metric_that_the_scores_are_of(given, tmp_path, quick):
+    options = ("--size", 9, "--loss", "kl_divergence", "--ablation", "mean", "--batch-size", 3, "--calibrate", 50)
+    assert run(*given.discover, "--out", tmp_path / "out", *options)[0] == 0
+    circuit = read(tmp_path / "out")
+    result = calibrate(given.model, circuit.scores, given.batches, METRICS["kl_divergence"], n=50, size=9,
+                       ablation="mean")
+    assert circuit.provenance["calibration"] == result.summary()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"50 edges patched; Pearson {result.overall.pearson:.3f}" in report and "calibrate" in report
+    assert run("calibrate", tmp_path / "out", "--batch-size", 3, "--edges", 50, "--out", tmp_path / "c.json")[0] == 0
+    again = json.loads((tmp_path / "c.json").read_text())
+    assert result.summary().items() <= again.items() and again["metric"] == "kl_divergence"
+
+
 def test_show_tasks_models_and_help(given):
     status, out, err = run("show", given.base / "found", "--edges", 3, "--paths", 1)
     edges = np.argsort(-np.abs(given.scores.values), kind="stable")[:4]
@@ -234,7 +270,7 @@ def test_show_tasks_models_and_help(given):
     assert (status, err) == (0, "") and [name in out for name in names] == [True] * 3 + [False]
     assert all(name in run("tasks")[1] for name in TASKS)
     assert all(name in run("models")[1] for name in (*ARCHITECTURES, *PACKAGED))
-    for command in ("discover", "evaluate", "show", "tasks", "models"):
+    for command in ("discover", "evaluate", "calibrate", "show", "tasks", "models"):
         status, out, _ = run(command, "--help")
         assert status == 0 and "None" not in out and "False" not in out
 
@@ -294,11 +330,18 @@ BAD_VALUES = {
     "--size inf%": "neither a number of edges",
     "--size 101%": "neither a number of edges",
     "--above nan": "--above nan: it must be a finite number",
+    "--calibrate 49": "--calibrate 49: patch at least 50 edges",
     "--greedy": "give that too",
     "--greedy --above 0.1": "give that too",
     "--steps 0": "--steps 0: it must be at least 1",
     "--steps 3 --method exact": "method 'exact' takes no --steps",
     "--threshold 0.1": "method 'eap_ig' takes no --threshold",
+    "--combine rank": "method 'eap_ig' takes no --combine",
+    "--method ensemble --combine ranks": "unknown combine 'ranks'. Did you mean 'rank'?",
+    "--method ensemble --methods eap,eap_gi": "unknown method 'eap_gi'. Did you mean 'eap_ig'?",
+    "--method ensemble --methods eap": "name two different methods or more",
+    "--method ensemble --methods eap,acdc": "acdc cannot be a part of an ensemble",
+    "--method random --seed -1": "--seed -1: method 'random' needs one of 0 or more",
     "--threshold nan --method acdc": "--threshold nan: it must be a finite number",
     "--prompts 0": "--prompts 0: it must be at least 1",
     "--batch-size 0": "--batch-size 0: it must be at least 1",
@@ -503,6 +546,12 @@ def test_other_mistakes_of_evaluate_and_show(given, tmp_path):
     (tmp_path / "circuit.json").write_text(json.dumps(unscored))
     message, progress = refused(tmp_path, "evaluate", tmp_path, "--curve")
     assert "has no scores" in message and progress == []
+    message, progress = refused(tmp_path, "calibrate", tmp_path)
+    assert "nothing to calibrate" in message and progress == []
+    message, progress = refused(tmp_path, "calibrate", found, "--edges", 49)
+    assert "--edges 49: patch at least 50 edges" in message and progress == []
+    message, progress = refused(tmp_path, "calibrate", found, "--out", tmp_path)
+    assert "that is a folder" in message and progress == []
     assert "--edges -1: it must be 0 or more" in refused(tmp_path, "show", found, "--edges", "-1")[0]
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 from acdc.circuit import EdgeScores
-from acdc.discovery import acdc, acdc_sequential, eap, eap_ig, exact
+from acdc.discovery import acdc, acdc_sequential, eap, eap_clean_corrupted, eap_ig, ensemble, exact, random
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
     "eap": eap.eap,
     "eap_ig": eap_ig.eap_ig,
+    "eap_clean_corrupted": eap_clean_corrupted.eap_clean_corrupted,
     "exact": exact.exact,
     "acdc": acdc.acdc,
     "acdc_sequential": acdc_sequential.acdc_sequential,
+    "ensemble": ensemble.ensemble,
+    "random": random.random,
 }

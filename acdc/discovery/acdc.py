@@ -11,7 +11,9 @@ Source: Conmy et al. 2023 (arXiv 2304.14997); the incremental evaluation is our 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from acdc.ablation import prepare_ablation
 from acdc.circuit import Circuit, EdgeScores
+from acdc.discovery.acdc_sequential import assumed
 from acdc.discovery.journal import Journal
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV, Graph
@@ -63,8 +66,41 @@ def acdc(
     are written to as they are made; a run that is killed goes on from it and ends in the same circuit. Cost: for each
     edge tried, a forward pass of the nodes downstream of it along kept edges.
     """
-    if not np.isfinite(threshold):
-        raise AcdcError(f"threshold {threshold}: it must be a finite number, in units of the metric {metric.name!r}")
+    return acdc_sweep(
+        model, batches, metric, thresholds=[threshold], effect=effect, order=order, shortlist=shortlist,
+        ablation=ablation, kv=kv, memory_gib=memory_gib, journals=[journal], progress=progress,
+    )[0]
+
+
+def acdc_sweep(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric = METRICS["kl_divergence"],
+    *,
+    thresholds: Sequence[float],
+    effect: str = "signed",
+    order: str = "latest",
+    shortlist: Circuit | None = None,
+    ablation: str = "resample",
+    kv: KV = "head",
+    memory_gib: float = 1.0,
+    journals: Sequence[str | Path | None] | None = None,
+    progress: bool = False,
+) -> list[EdgeScores]:
+    """What `acdc` finds at each of several thresholds, in their order; `journals`: a file for each.
+
+    The runs share the clean and replacement runs and, of a search, all stages before the first decision that differs
+    between two thresholds. After that each goes its own way, as an edge that is cut changes what follows.
+    """
+    journals = [None] * len(thresholds) if journals is None else journals
+    if not thresholds or len(journals) != len(thresholds):
+        counts = f"{len(thresholds)} thresholds, {len(journals)} journals"
+        raise AcdcError(f"{counts}; give at least one threshold, and a journal for each")
+    for threshold in thresholds:
+        if not np.isfinite(threshold):
+            raise AcdcError(
+                f"threshold {threshold}: it must be a finite number, in units of the metric {metric.name!r}"
+            )
     if effect not in ("signed", "absolute"):
         raise unknown_name("effect", effect, ["signed", "absolute"])
     if order not in ("latest", "earliest"):
@@ -74,19 +110,27 @@ def acdc(
     graph = model.graph(kv)
     if shortlist is not None and shortlist.graph != graph:
         raise AcdcError(f"the shortlist is of another graph, {shortlist.graph}, than the search, {graph}")
-    options = {"threshold": threshold, "effect": effect, "order": order,
-               "shortlist": None if shortlist is None else _assumed(shortlist)}
+    options = {"effect": effect, "order": order, "shortlist": None if shortlist is None else assumed(shortlist)}
     header = {"method": "acdc", **options, "metric": metric.name, "ablation": ablation, "kv": kv,
               "memory_gib": memory_gib}
-    if journal is not None:
+    if any(journals):
         header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": _hash_of_prompts(batches),
                    "edges": _hash(np.ones(0) if shortlist is None else shortlist.kept)}
-    with torch.no_grad(), frozen(model), Journal(journal, header) as log:
+    start = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept
+    found: list[EdgeScores] = []
+    searched: list[tuple[_Rule, list[dict[str, Any]]]] = []
+    with torch.no_grad(), frozen(model):
         search = _Search(model, batches, metric, graph, ablation, memory_gib, order)
-        kept = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept.copy()
-        scores = search.run(_Rule(threshold, effect == "absolute"), kept, log, progress)
-    provenance = {"method": "acdc", "method_options": options, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, scores, provenance)
+        for threshold, journal in zip(thresholds, journals, strict=True):
+            rule, own = _Rule(threshold, effect == "absolute"), {"threshold": threshold, **options}
+            with Journal(journal, {**header, **own}) as log:
+                for earlier, records in searched:
+                    log.extend(_agreed(records, earlier, rule))
+                scores = search.run(rule, start, log, progress)
+                searched.append((rule, log.records))
+            provenance = {"method": "acdc", "method_options": own, "metric": metric.name, "ablation": ablation}
+            found.append(EdgeScores(graph, scores, provenance))
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,6 +149,11 @@ class _Rule:
         return float(np.nextafter(effect, -np.inf if effect < 0 and self.absolute else np.inf))
 
 
+def _agreed(records: Sequence[dict[str, Any]], rule: _Rule, other: _Rule) -> list[dict[str, Any]]:
+    """The first records of a search, up to where another rule would have decided otherwise."""
+    return list(takewhile(lambda record: all(rule.keeps(e) == other.keeps(e) for e in record["effects"]), records))
+
+
 class _Search:
     def __init__(self, model: Transformer, batches: Sequence[Batch], metric: Metric, graph: Graph, ablation: str,
                  memory_gib: float, order: str) -> None:
@@ -115,11 +164,12 @@ class _Search:
         self.n_evaluated = 0
         self.references = [model.logits(state.clean.final[:, -1]) for state in self.states]
 
-    def run(self, rule: _Rule, kept: Bool[np.ndarray, " edge"], log: Journal, progress: bool
+    def run(self, rule: _Rule, start: Bool[np.ndarray, " edge"], log: Journal, progress: bool
             ) -> Float[np.ndarray, " edge"]:
-        """The scores. Whole stages of decisions that the journal holds are taken over; of a stage that it holds in
-        part, all is decided again, so that every trial is the one of an uninterrupted run, to the last bit."""
-        matrix = self.graph.to_matrix(kept)
+        """The scores of a search that starts with the edges of `start` kept. Whole stages of decisions that the journal
+        holds are taken over; of a stage that it holds in part, all is decided again, so that every trial is the one of
+        an uninterrupted run, to the last bit."""
+        matrix = self.graph.to_matrix(start)
         scores = np.full(matrix.shape, -np.inf)
         n_taken = n_done = 0
         with tqdm(total=self.graph.n_edges, desc="trying edges", unit="edge", disable=not progress) as bar:
@@ -214,13 +264,6 @@ class _Search:
             for rows, state, reference in zip(logits, self.states, self.references, strict=True)
         ]
         return torch.cat(columns, dim=1).mean(1).cpu().numpy()
-
-
-def _assumed(shortlist: Circuit) -> str:
-    """What a search of a shortlist takes for granted, in words."""
-    by = ", ".join(str(shortlist.provenance[key]) for key in ("method", "selection") if key in shortlist.provenance)
-    left_out = shortlist.graph.n_edges - shortlist.n_edges
-    return f"{shortlist.n_edges:,} edges tried{f' ({by})' if by else ''}, the other {left_out:,} removed untested"
 
 
 def _hash(array: np.ndarray) -> str:

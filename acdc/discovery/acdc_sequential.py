@@ -80,8 +80,8 @@ def acdc_sequential(
                     scores[edge] = max(scores[edge], np.nextafter(threshold, np.inf))
                 bar.update()
                 bar.set_postfix(kept=int(kept.sum()), loss=f"{current:.4g}")
-    provenance = {"method": "acdc_sequential", "method_options": {"threshold": threshold}, "metric": metric.name,
-                  "ablation": ablation}
+    options = {"threshold": threshold, "shortlist": None if shortlist is None else assumed(shortlist)}
+    provenance = {"method": "acdc_sequential", "method_options": options, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, scores, provenance)
 
 
@@ -98,3 +98,10 @@ def is_read(model: Transformer, graph: Graph, kept: Bool[np.ndarray, " edge"], c
         srcs = [heads.start + h for h in range(graph.n_heads)
                 if shared or graph.feeds(target, target.node.layer, h)]
     return bool(np.isin(graph.edge_src[kept], srcs).any())
+
+
+def assumed(shortlist: Circuit) -> str:
+    """What a search of a shortlist takes for granted, in words."""
+    by = ", ".join(str(shortlist.provenance[key]) for key in ("method", "selection") if key in shortlist.provenance)
+    left_out = shortlist.graph.n_edges - shortlist.n_edges
+    return f"{shortlist.n_edges:,} edges tried{f' ({by})' if by else ''}, the other {left_out:,} removed untested"

@@ -6,7 +6,7 @@ Source: Hanna, Pezzelle & Belinkov 2024 (arXiv 2403.17806); the points are those
 from collections.abc import Sequence
 
 from acdc.circuit import EdgeScores
-from acdc.discovery.gradients import attribute
+from acdc.discovery.gradients import attribute, check_start
 from acdc.errors import AcdcError
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
@@ -32,11 +32,7 @@ def eap_ig(
     the scores of the edges into one channel do not sum to the effect of patching it whole. Raises `AcdcError` for zero
     ablation in a model with norms, where the path would start at an input of 0.
     """
-    if ablation == "zero" and any(norm.eps is not None for norm in model.anatomy.norms):
-        raise AcdcError(
-            "eap_ig with zero ablation: the path would start at an input of 0, where the gradient of a norm is "
-            "1 / sqrt(eps), which multiplies from layer to layer. Use resample or a mean, or the method eap or exact"
-        )
+    check_start("eap_ig", model, ablation)
     if steps < 1:
         raise AcdcError(f"steps={steps}: integrated gradients need at least 1 step")
     points = [k / steps for k in range(steps)]

@@ -5,17 +5,18 @@ are swapped in, many to a pass; only the node that reads the edge and the layers
 from the first that differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from acdc.ablation import Replacement, prepare_ablation
 from acdc.activations import Activations, differences, record
 from acdc.circuit import EdgeScores
+from acdc.errors import AcdcError
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.resume import resume
@@ -42,22 +43,72 @@ def exact(
     of a pass an edge.
     """
     graph = model.graph(kv)
-    replace = prepare_ablation(model, batches, ablation)
-    matrix = np.zeros(graph.exists.shape)
-    n_prompts = sum(len(batch) for batch in batches)
-    bar = tqdm(total=graph.n_edges * len(batches), desc="patching edges", unit="edge", disable=not progress)
-    with torch.no_grad(), frozen(model), bar:
-        for batch in batches:
-            patch = _EdgePatch(model, batch, metric, replace(batch), graph)
-            for c in reversed(range(len(graph.channels))):
-                n_srcs = int(graph.n_srcs_read[c])
-                for first in range(0, n_srcs, patch.srcs_per_pass):
-                    srcs = slice(first, min(first + patch.srcs_per_pass, n_srcs))
-                    effects = patch.effects(graph.channels[c], srcs)
-                    matrix[srcs, c] += effects.double().sum(1).cpu().numpy() / n_prompts
-                    bar.update(len(effects))
+    values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
+
+    def add(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
+        values[rows] += effects.sum(1).cpu().numpy() / n_prompts
+
+    _patch_edges(model, batches, metric, np.arange(graph.n_edges), add, graph=graph, ablation=ablation,
+                 progress=progress)
     provenance = {"method": "exact", "method_options": {}, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, graph.from_matrix(matrix), provenance)
+    return EdgeScores(graph, values, provenance)
+
+
+def exact_effects(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric,
+    edges: Int[np.ndarray, " edge"],
+    *,
+    ablation: str = "resample",
+    kv: KV = "head",
+    progress: bool = False,
+) -> Float[np.ndarray, "edge prompt"]:
+    """L(the edge alone carries its replacement) - L(clean) for the edges of these numbers, prompt by prompt.
+
+    Prompts are in the order of the batches; the mean over them is `exact`'s score. Cost: as `exact`, for these edges.
+    """
+    graph = model.graph(kv)
+    outside = edges[(edges < 0) | (edges >= graph.n_edges)]
+    if len(outside):
+        raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
+    values = np.zeros((len(edges), sum(len(batch) for batch in batches)))
+
+    def put(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
+        values[rows, prompts] = effects.cpu().numpy()
+
+    _patch_edges(model, batches, metric, edges, put, graph=graph, ablation=ablation, progress=progress)
+    return values
+
+
+def _patch_edges(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric,
+    edges: Int[np.ndarray, " edge"],
+    take: Callable[[np.ndarray, slice, Float[Tensor, "row prompt"]], None],
+    *,
+    graph: Graph,
+    ablation: str,
+    progress: bool,
+) -> None:
+    """Patches each edge alone; `take` gets places in `edges`, a range of prompts, and the effects there."""
+    replace = prepare_ablation(model, batches, ablation)
+    order = np.argsort(edges, kind="stable")  # edges are numbered channel by channel
+    channels, first_places = np.unique(graph.edge_channel[edges[order]], return_index=True)
+    places_of_channel = np.split(order, first_places[1:])
+    first_prompt = 0
+    bar = tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress)
+    with torch.no_grad(), frozen(model), bar:
+        for batch in batches if len(edges) else []:
+            patch = _EdgePatch(model, batch, metric, replace(batch), graph)
+            prompts = slice(first_prompt, first_prompt := first_prompt + len(batch))
+            for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
+                for first in range(0, len(places), patch.srcs_per_pass):
+                    rows = places[first : first + patch.srcs_per_pass]
+                    srcs = graph.edge_src[edges[rows]]
+                    take(rows, prompts, patch.effects(graph.channels[c], srcs).double())
+                    bar.update(len(rows))
 
 
 class _EdgePatch:
@@ -78,9 +129,9 @@ class _EdgePatch:
         vocab, d_model = self.reference.shape[-1], self.clean.final.shape[-1]
         self.srcs_per_pass = max(1, TOKENS_PER_PASS // (len(batch) * (batch.clean.shape[1] + vocab // (16 * d_model))))
 
-    def effects(self, channel: Channel, srcs: slice) -> Float[Tensor, "src batch"]:
+    def effects(self, channel: Channel, srcs: Int[np.ndarray, " src"]) -> Float[Tensor, "src batch"]:
         """Loss increase when the channel reads the replacement of each src in turn."""
-        layer, change = channel.node.layer, self.change[srcs]
+        layer, change = channel.node.layer, self.change[torch.from_numpy(srcs)]
         n = len(change)
         if channel.node.kind == "logits":
             return self.losses(self.model.logits((self.clean.final[:, -1] + change[:, :, -1]).flatten(0, 1)), n)

@@ -86,6 +86,15 @@ def attribute(
     return EdgeScores(graph, graph.from_matrix(grouped), {**provenance, "metric": metric.name, "ablation": ablation})
 
 
+def check_start(method: str, model: Transformer, ablation: str) -> None:
+    """Refuses a method that takes a gradient at the replaced input, point 0, where that is 0 and read by norms."""
+    if ablation == "zero" and any(norm.eps is not None for norm in model.anatomy.norms):
+        raise AcdcError(
+            f"{method} with zero ablation: the path would start at an input of 0, where the gradient of a norm is "
+            "1 / sqrt(eps), which multiplies from layer to layer. Use resample or a mean, or the method eap or exact"
+        )
+
+
 def _attribute_batch(
     model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement
 ) -> Float[Tensor, "src channel"]:

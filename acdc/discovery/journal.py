@@ -7,7 +7,7 @@ survives a power cut. What a killed run left half-written at the end is dropped.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,12 @@ class Journal:
         self.records.append(dict(record))
         if self.path is not None:
             self._write(record)
+
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the records that go beyond those that are there, where these are the first of them."""
+        if self.records == list(records[: len(self.records)]):
+            for record in records[len(self.records) :]:
+                self.append(record)
 
     def keep(self, n: int) -> None:
         """Forgets all but the first `n` records."""

@@ -17,18 +17,25 @@ ASKED = {
     "n_prompts": "Prompts", "metric": "Metric", "ablation": "Replacement of cut edges", "method": "Method",
     "method_options": "Options", "selection": "Selection", "seed": "Seed", "versions": "Versions",
 }
+ACDC = (
+    "ACDC goes through the edges from the logits back and removes each whose removal raises the loss by less than a "
+    "threshold (Conmy et al. 2023, *Towards Automated Circuit Discovery for Mechanistic Interpretability*, arXiv "
+    "2304.14997)."
+)
 METHODS = {
-    "acdc": "ACDC goes through the edges from the logits back and removes each whose removal raises the loss by less "
-    "than a threshold (Conmy et al. 2023, *Towards Automated Circuit Discovery for Mechanistic Interpretability*, "
-    "arXiv 2304.14997).",
+    "acdc": ACDC,
+    "acdc_sequential": ACDC,
     "exact": "Each edge was cut alone, and the rise of the loss measured (edge activation patching).",
     "eap": "Edge attribution patching estimates the effect of cutting each edge to first order: the change of what it "
     "carries times the gradient where it is read (Syed, Rager and Conmy 2023, *Attribution Patching Outperforms "
     "Automated Circuit Discovery*, arXiv 2310.10348).",
     "eap_ig": "EAP-IG is edge attribution patching with gradients averaged between the corrupted and the clean run "
     "(Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806).",
-    "edge_pruning": "Edge Pruning trains a gate for every edge under a sparsity constraint (Bhaskar et al. 2024, "
-    "*Finding Transformer Circuits with Edge Pruning*, arXiv 2406.16778).",
+    "eap_clean_corrupted": "Edge attribution patching with the mean of two gradients, on the clean and on the "
+    "corrupted run (Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806).",
+    "ensemble": "The scores of several methods were put on one scale, by their root mean square or by rank, and "
+    "averaged. A score here has the sign of the effect, but no unit.",
+    "random": "The scores are random numbers: a baseline, which says nothing about the model.",
 }
 CONVENTIONS = (
     "A score is the estimated rise of the loss if that edge alone is cut: positive edges help the task. Faithfulness "
@@ -87,7 +94,7 @@ def _asked(record: Mapping[str, Any]) -> str:
     for key, name in ASKED.items():
         value = record.get(key)
         if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {number(v)}" for k, v in value.items())
+            value = ", ".join(f"{k} {number(v)}" for k, v in value.items() if v is not None)
         if value is not None and value != "":
             rows.append([name, escaped(value)])
     example = record.get("example")
@@ -104,6 +111,9 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
     }
     rows = [[name.capitalize() if name == name.lower() else name, text] for name, text in size_rows(circuit)]
     rows += [[name, escaped(record[key])] for key, name in names.items() if record.get(key) is not None]
+    calibration = record.get("calibration")
+    if isinstance(calibration, Mapping) and isinstance(calibration.get("overall"), Mapping):
+        rows.append(["Scores against exact effects", escaped(_agreement(calibration["overall"]))])
     seconds = record.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
@@ -112,6 +122,19 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
     if isinstance(faithfulness, int | float) and exceeds(faithfulness):
         text += f"\n\n{_exceeds('The circuit', faithfulness)}"
     return text
+
+
+def _agreement(overall: Mapping[str, Any]) -> str:
+    """What patching some edges exactly has told, as far as it is defined (see `acdc.evaluation.calibration`)."""
+    said = [f"{overall.get('n_sampled')} edges patched"]
+    said += [f"{name} {overall[key]:.3f}" for key, name in (("pearson", "Pearson"), ("spearman", "Spearman"))
+             if overall.get(key) is not None]
+    if overall.get("sign_agreement") is not None:
+        said.append(f"the sign agrees for {overall['sign_agreement']:.1%} of clear effects")
+    if overall.get("missed") is not None:
+        said.append(f"{overall['missed']:.1%} of large effects missed "
+                    f"(95% interval {overall['missed_low']:.1%} to {overall['missed_high']:.1%})")
+    return "; ".join(said)
 
 
 def _exceeds(what: str, faithfulness: float) -> str:

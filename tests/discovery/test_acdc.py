@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES
 
-from acdc.discovery.acdc import acdc
+from acdc.discovery.acdc import acdc, acdc_sweep
 from acdc.discovery.acdc_sequential import acdc_sequential
 from acdc.discovery.eap_ig import eap_ig
 from acdc.discovery.exact import exact
 from acdc.errors import AcdcError
+from acdc.live_state import LiveState
 from acdc.metrics import METRICS
 
 LOGIT_DIFFERENCE = METRICS["logit_difference"]
@@ -96,6 +97,28 @@ def test_a_shortlist_is_all_that_is_tried(family):
     assert_same(scores, sequential, family)
     assert not (np.isfinite(scores.values) & ~shortlist.kept).any()
     assert scores.provenance["method_options"]["shortlist"].startswith("80 edges tried (eap_ig, top 80 by ma")
+
+
+def test_a_sweep_is_a_search_for_each_threshold(tmp_path, monkeypatch):
+    """The same scores, with less to compute: stages before the first decision that differs are shared."""
+    model, batches, thresholds = tiny("llama"), [make_batch(2, 6)], [0.02, 0.0201, 0.3]
+    refresh, calls = LiveState.refresh, []
+    monkeypatch.setattr(LiveState, "refresh", lambda state, kept: calls.append(1) or refresh(state, kept))
+    alone, counts = [], []
+    for threshold in thresholds:
+        calls.clear()
+        alone.append(acdc(model, batches, threshold=threshold))
+        counts.append(len(calls))
+    calls.clear()
+    assert acdc_sweep(model, batches, thresholds=thresholds) == alone
+    assert counts[0] < len(calls) < sum(counts)
+    journals = [tmp_path / f"{threshold}" for threshold in thresholds]
+    assert acdc_sweep(model, batches, thresholds=thresholds, journals=journals) == alone
+    calls.clear()
+    assert acdc_sweep(model, batches, thresholds=thresholds, journals=journals) == alone
+    assert not calls
+    with pytest.raises(AcdcError, match="3 thresholds, 1 journals"):
+        acdc_sweep(model, batches, thresholds=thresholds, journals=[None])
 
 
 def test_bad_options_are_refused():

@@ -1,4 +1,4 @@
-"""EAP and EAP-IG against slow, independent computations."""
+"""EAP, EAP-IG and clean-corrupted EAP against slow, independent computations."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from naive import NaiveModel
 
 from acdc.discovery import gradients
 from acdc.discovery.eap import eap
+from acdc.discovery.eap_clean_corrupted import eap_clean_corrupted
 from acdc.discovery.eap_ig import eap_ig
 from acdc.errors import AcdcError
 from acdc.metrics import METRICS
@@ -55,6 +56,28 @@ def test_eap_ig_is_the_naive_gradient(family, metric):
     assert_close(eap_ig(model, [batch], METRICS[metric], steps=3).values, expected)
 
 
+@pytest.mark.parametrize("metric", ["logit_difference", "kl_divergence", "probability_difference"])
+def test_eap_clean_corrupted_is_the_naive_gradient(family, metric):
+    model, batch = tiny(family), make_batch()
+    expected = naive_scores(model, batch, METRICS[metric], [1, 0])
+    assert_close(eap_clean_corrupted(model, [batch], METRICS[metric]).values, expected)
+
+
+@pytest.mark.parametrize(("family", "ablation"), [("gpt2_compiled", "zero"), ("llama", "mean")])
+def test_eap_clean_corrupted_with_other_ablations(family, ablation):
+    model, batch = tiny(family), make_batch()
+    metric = METRICS["logit_difference"]
+    expected = naive_scores(model, batch, metric, [1, 0], ablation)
+    assert_close(eap_clean_corrupted(model, [batch], metric, ablation=ablation).values, expected)
+
+
+def test_eap_clean_corrupted_is_the_mean_of_eap_and_of_eap_ig_with_one_step():
+    model, batches, kl = tiny("gemma2"), [make_batch(2), make_batch(1, 7)], METRICS["kl_divergence"]
+    corrupted = eap_ig(model, batches, steps=1).values
+    assert_close(eap_clean_corrupted(model, batches).values, (eap(model, batches).values + corrupted) / 2)
+    assert_close(eap_clean_corrupted(model, batches, kl).values, eap_ig(model, batches, kl, steps=1).values / 2)
+
+
 @pytest.mark.parametrize(("family", "ablation"), [("gpt2_compiled", "zero"), ("llama", "mean"), ("gemma3", "mean"),
                                                   ("gpt_neox", "mean")])
 def test_other_ablations(family, ablation):
@@ -71,8 +94,9 @@ def test_eap_with_zero_ablation(family):
 
 
 def test_a_path_from_an_input_of_zero_is_refused_where_there_are_norms():
-    with pytest.raises(AcdcError, match="start at an input of 0"):
-        eap_ig(tiny("llama"), [make_batch()], ablation="zero")
+    for method in (eap_ig, eap_clean_corrupted):
+        with pytest.raises(AcdcError, match=f"{method.__name__} with zero ablation.* start at an input of 0"):
+            method(tiny("llama"), [make_batch()], ablation="zero")
 
 
 def test_float32_agrees_with_float64(family):

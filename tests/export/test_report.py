@@ -42,6 +42,16 @@ def test_everything_known_is_said():
         assert part in text, part
 
 
+def test_calibration_is_a_line_of_what_is_defined():
+    overall = {"n_sampled": 400, "pearson": 0.9, "spearman": None, "sign_agreement": 0.875, "missed": 0.25,
+               "missed_low": 0.125, "missed_high": 0.5}
+    assert ("| Scores against exact effects | 400 edges patched; Pearson 0.900; the sign agrees for 87.5% of clear "
+            "effects; 25.0% of large effects missed \\(95% interval 12.5% to 50.0%\\) |"
+            ) in report(circuit(calibration={"overall": overall}))
+    undefined = dict.fromkeys(overall) | {"n_sampled": 50}
+    assert "| 50 edges patched |" in report(circuit(calibration={"overall": undefined}))
+
+
 def test_nothing_known_is_nothing_said():
     text = report(Circuit.from_edges(Graph(2, 2, 2), []), figure=None)
     assert "None" not in text
