@@ -100,7 +100,7 @@ def test_imports_go_down(module):
         assert not imports_of(module), "acdc/__init__.py is imported by every module, so it imports none"
         return
     own = layer(module)
-    assert own in ORDER, f"{module}: say in DESIGN.md, and here, which layer {own!r} is"
+    assert own in ORDER, f"{module}: say in ORDER which layer {own!r} is"
     for name in filter(below_acdc, imports_of(module)):
         if layer(name) == "tasks":
             assert own in ("arguments", "cli"), f"{module} imports {name}: only the command line knows the tasks"
