@@ -8,6 +8,7 @@ survives a power cut. What a killed run left half-written at the end is dropped.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,7 @@ class Journal:
         self.path = None if path is None else Path(path)
         self.header = {"format": FORMAT, "version": VERSION, **json.loads(json.dumps(dict(header)))}
         self.records: list[dict[str, Any]] = []
+        self.ends: list[int] = []  # where, in the file, the header and each record end
 
     def __enter__(self) -> "Journal":
         if self.path is None:
@@ -70,14 +72,12 @@ class Journal:
                 self.append(record)
 
     def keep(self, n: int) -> None:
-        """Forgets all but the first `n` records."""
+        """Forgets all but the first `n` records. The file is cut off in one step: what stays is never rewritten."""
         del self.records[n:]
+        del self.ends[n + 1 :]
         if self.path is not None:
-            self.file.seek(0)
+            self.file.seek(self.ends[n])
             self.file.truncate()
-            for line in (self.header, *self.records):
-                self.file.write(json.dumps(line).encode() + b"\n")
-            self.file.flush()
 
     def sync(self) -> None:
         if self.path is not None:
@@ -86,6 +86,7 @@ class Journal:
     def _write(self, line: Mapping[str, Any]) -> None:
         self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
+        self.ends.append(self.file.tell())
 
     def _close(self) -> None:
         self.file.close()
@@ -95,7 +96,7 @@ class Journal:
     def _read(self) -> None:
         content = self.file.read()
         whole = content.rfind(b"\n") + 1
-        lines = content[:whole].splitlines()
+        lines = content[:whole].split(b"\n")[:-1]
         if not lines:  # new, or killed while the header was written
             if content and not json.dumps(self.header).encode().startswith(content):
                 raise self._not_a_journal()
@@ -116,6 +117,7 @@ class Journal:
                     f"{_short(self.header.get(key))}. Search with the same model, task and options, give another "
                     "--journal, or delete it to search anew"
                 )
+        self.ends = list(accumulate(len(line) + 1 for line in lines))
         self.file.seek(whole)
         self.file.truncate()
 
