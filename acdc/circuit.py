@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from acdc.errors import AcdcError, unknown_name
-from acdc.graph import Graph, Node
+from acdc.graph import Channel, Graph, Node
 
 Rank = Literal["signed", "magnitude"]
 
@@ -20,12 +20,14 @@ class EdgeScores:
     """One number an edge: the estimated increase of the loss if that edge alone is cut (ACDC: after its earlier cuts).
 
     Positive: the edge helps the task. `-inf`: the edge was never tried, because nothing reads its dst.
-    `provenance` says what computed them and with which options.
+    `provenance` says what computed them and with which options. `per_prompt`, where the method can give it: what each
+    prompt alone would score, whose mean over prompts `values` is; it is not saved with a circuit, nor compared.
     """
 
     graph: Graph
     values: Float[np.ndarray, " edge"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    per_prompt: Float[np.ndarray, "prompt edge"] | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != (self.graph.n_edges,):
@@ -75,10 +77,10 @@ class EdgeScores:
         """
         self._check_size(n)
         graph, values = self.graph, self.ranked_values(by)
-        starts = np.concatenate([[0], np.cumsum(graph.n_srcs_read)])
+        ends = np.append(graph.first_edge[1:], graph.n_edges)
         incoming: dict[Node, list[int]] = {}
         for c, channel in enumerate(graph.channels):
-            incoming.setdefault(channel.node, []).extend(range(starts[c], starts[c + 1]))
+            incoming.setdefault(channel.node, []).extend(range(graph.first_edge[c], ends[c]))
         heap: list[tuple[float, int]] = []
         entered: set[Node] = set()
 
@@ -174,19 +176,18 @@ class Circuit:
         does change the run.
         """
         graph, matrix = self.graph, self.graph.to_matrix(self.kept)
-        nodes_of_channel = [self._heads_fed(channel.node) for channel in graph.channels]
         index = {node: i for i, node in enumerate(graph.srcs)}
-        from_input = np.zeros(len(graph.srcs), dtype=bool)
+        fed = [[index[node] for node in self._heads_fed(channel.node) if node.kind != "logits"]
+               for channel in graph.channels]
+        from_input = np.zeros((len(graph.srcs), graph.n_positions), dtype=bool)
         from_input[0] = True
-        for c, nodes in enumerate(nodes_of_channel):
-            if (matrix[:, c] & from_input).any():
-                from_input[[index[node] for node in nodes if node.kind != "logits"]] = True
-        to_logits = np.zeros(len(graph.srcs), dtype=bool)
-        useful = np.zeros(len(graph.channels), dtype=bool)
-        for c in reversed(range(len(graph.channels))):
-            useful[c] = any(node.kind == "logits" or to_logits[index[node]] for node in nodes_of_channel[c])
-            if useful[c]:
-                to_logits |= matrix[:, c]
+        for c, channel in enumerate(graph.channels):
+            from_input[fed[c]] |= _moved(channel, (matrix[:, c] & from_input).any(0))
+        to_logits = np.zeros_like(from_input)
+        useful = np.zeros((len(graph.channels), graph.n_positions), dtype=bool)
+        for c, channel in reversed(list(enumerate(graph.channels))):
+            useful[c] = channel.node.kind == "logits" or _moved(channel, to_logits[fed[c]].any(0))
+            to_logits |= matrix[:, c] & useful[c]
         kept = graph.from_matrix(matrix & from_input[:, None] & useful[None, :])
         return Circuit(graph, kept, self.scores, self.provenance)
 
@@ -196,3 +197,8 @@ class Circuit:
             return [node]
         size = self.graph.n_heads // self.graph.n_kv_heads
         return [Node("head", node.layer, h) for h in range(node.index * size, (node.index + 1) * size)]
+
+
+def _moved(channel: Channel, at: Bool[np.ndarray, " position"]) -> Bool[np.ndarray, " position"]:
+    """The positions that a value read at some positions can reach, or come from: all, through a key or a value."""
+    return np.full_like(at, at.any()) if channel.letter in ("k", "v") else at

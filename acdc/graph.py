@@ -5,7 +5,11 @@ A *channel* is one input of a node: `q`, `k`, `v` of a head; an MLP and the logi
 An *edge* is one src's contribution to what one channel reads, written `src->dst<channel>` as EAP-IG does.
 
 Srcs are ordered as the model computes them, so what a channel can read is a prefix of the srcs. Edges are
-numbered by channel, then by src.
+numbered by channel, then by src, then by position.
+
+An edge stands for all token positions at once, unless the graph has `positions`: then it is cut into one edge for each
+of them, `src->dst<channel>@position`. A position is a place in the prompt (`0`, `1`, ...) or a role that the task gives
+to some token (`S2`, `end`, ...). The last one is where the logits are read; edges into the logits exist there alone.
 """
 
 import re
@@ -84,7 +88,8 @@ class Graph:
 
     `parallel`: attention and MLP of a block read the same residual (GPT-NeoX), so no edge joins them.
     `kv`: "head" gives each query head its own k and v channel (the field's convention, and MIB's); "group" gives
-    one to each KV head, which is what a model with grouped-query attention computes.
+    one to each KV head, which is what a model with grouped-query attention computes. `positions`: names of the token
+    positions that edges are told apart by; none: an edge is all positions.
 
     >>> Graph(n_layers=12, n_heads=12, n_kv_heads=12).n_edges        # GPT-2 small
     32491
@@ -95,6 +100,7 @@ class Graph:
     n_kv_heads: int
     parallel: bool = False
     kv: KV = "head"
+    positions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
@@ -104,6 +110,8 @@ class Graph:
             )
         if self.kv not in ("head", "group"):
             raise unknown_name("kv", self.kv, ["head", "group"])
+        if len(set(self.positions)) < len(self.positions) or not all(self.positions):
+            raise AcdcError(f"positions {', '.join(map(repr, self.positions))}: each must have a name of its own")
 
     @cached_property
     def srcs(self) -> tuple[Node, ...]:
@@ -140,22 +148,44 @@ class Graph:
             counts.append(before)
         return np.array(counts)
 
-    @cached_property
-    def exists(self) -> Bool[np.ndarray, "src channel"]:
-        """Which (src, channel) pairs are edges."""
-        return np.arange(len(self.srcs))[:, None] < self.n_srcs_read[None, :]
+    @property
+    def n_positions(self) -> int:
+        """How many edges a src and a channel have between them: 1 where positions are not told apart."""
+        return max(1, len(self.positions))
 
     @cached_property
+    def exists(self) -> Bool[np.ndarray, "src channel position"]:
+        """Which (src, channel, position) are edges."""
+        exists = np.arange(len(self.srcs))[:, None] < self.n_srcs_read[None, :]
+        exists = np.repeat(exists[:, :, None], self.n_positions, axis=2)
+        exists[:, -1, :-1] = False
+        return exists
+
+    @cached_property
+    def _edges(self) -> tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"], Int[np.ndarray, " edge"]]:
+        channel, src, position = np.nonzero(self.exists.transpose(1, 0, 2))
+        return channel, src, position
+
+    @property
     def edge_channel(self) -> Int[np.ndarray, " edge"]:
-        return np.nonzero(self.exists.T)[0]
+        return self._edges[0]
 
-    @cached_property
+    @property
     def edge_src(self) -> Int[np.ndarray, " edge"]:
-        return np.nonzero(self.exists.T)[1]
+        return self._edges[1]
+
+    @property
+    def edge_position(self) -> Int[np.ndarray, " edge"]:
+        return self._edges[2]
 
     @property
     def n_edges(self) -> int:
-        return int(self.n_srcs_read.sum())
+        return len(self.edge_channel)
+
+    @cached_property
+    def first_edge(self) -> Int[np.ndarray, " channel"]:
+        """The number of each channel's first edge."""
+        return np.searchsorted(self.edge_channel, np.arange(len(self.channels)))
 
     @cached_property
     def src_index(self) -> dict[str, int]:
@@ -186,42 +216,59 @@ class Graph:
         return node.kind in ("head", "kv") and node.layer == layer and node.index == own
 
     def edge_name(self, edge: int) -> str:
-        return f"{self.srcs[self.edge_src[edge]].name}->{self.channels[self.edge_channel[edge]].name}"
+        at = f"@{self.positions[self.edge_position[edge]]}" if self.positions else ""
+        return f"{self.srcs[self.edge_src[edge]].name}->{self.channels[self.edge_channel[edge]].name}{at}"
 
     @cached_property
     def edge_names(self) -> tuple[str, ...]:
         srcs = [node.name for node in self.srcs]
         channels = [channel.name for channel in self.channels]
-        pairs = zip(self.edge_src, self.edge_channel, strict=True)
-        return tuple(f"{srcs[s]}->{channels[c]}" for s, c in pairs)
+        at = [f"@{position}" for position in self.positions] or [""]
+        return tuple(f"{srcs[s]}->{channels[c]}{at[p]}" for c, s, p in zip(*self._edges, strict=True))
 
     def edge(self, name: str) -> int:
-        """The number of the edge called `name`, such as `a0.h1->m3` or `input->a0.h1<q>`."""
+        """The number of the edge called `name`, such as `a0.h1->m3`, `input->a0.h1<q>` or, with positions,
+        `a0.h1->m3@end`."""
         src, arrow, channel = name.partition("->")
         if not arrow:
             raise AcdcError(f"{name!r} is not the name of an edge. Names look like a0.h1->m3 or input->a0.h1<q>")
-        if src not in self.src_index:
-            raise unknown_name("src", src, self.src_index)
-        if channel not in self.channel_index:
-            raise unknown_name("channel", channel, self.channel_index)
-        s, c = self.src_index[src], self.channel_index[channel]
+        channel, at, position = channel.partition("@") if self.positions else (channel, "", "")
+        if self.positions and not at:
+            raise AcdcError(f"{name!r} does not say at which position; name one, such as {name}@{self.positions[-1]}")
+        for kind, given, known in (("src", src, self.src_index), ("channel", channel, self.channel_index),
+                                   ("position", position, self.position_index)):
+            if given not in known:
+                raise unknown_name(kind, given, known)
+        s, c, p = self.src_index[src], self.channel_index[channel], self.position_index[position]
         if s >= self.n_srcs_read[c]:
             raise AcdcError(f"{name!r} is not an edge: {src} is computed after {channel} is read")
-        return int(self.n_srcs_read[:c].sum()) + s
+        if not self.exists[s, c, p]:
+            raise AcdcError(f"{name!r} is not an edge: the logits are read at {self.positions[-1]!r} only")
+        return int(self.first_edge[c]) + s * int(self.exists[0, c].sum()) + p - int(np.argmax(self.exists[0, c]))
 
-    def to_matrix(self, values: Shaped[np.ndarray, " edge"], fill: float = 0) -> Shaped[np.ndarray, "src channel"]:
-        """One value an edge, laid out as (src, channel); `fill` where there is no edge."""
-        matrix = np.full((len(self.channels), len(self.srcs)), fill, dtype=values.dtype)
-        matrix[self.exists.T] = values
-        return matrix.T
+    def to_matrix(self, values: Shaped[np.ndarray, " edge"], fill: float = 0
+                  ) -> Shaped[np.ndarray, "src channel position"]:
+        """One value an edge, laid out as (src, channel, position); `fill` where there is no edge."""
+        matrix = np.full((len(self.channels), len(self.srcs), self.n_positions), fill, dtype=values.dtype)
+        matrix[self._edges[0], self._edges[1], self._edges[2]] = values
+        return matrix.transpose(1, 0, 2)
 
-    def from_matrix(self, matrix: Shaped[np.ndarray, "src channel"]) -> Shaped[np.ndarray, " edge"]:
-        return matrix.T[self.exists.T]
+    def from_matrix(self, matrix: Shaped[np.ndarray, "src channel position"]) -> Shaped[np.ndarray, " edge"]:
+        return matrix[self.edge_src, self.edge_channel, self.edge_position]
+
+    @cached_property
+    def position_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.positions or ("",))}
 
     @cached_property
     def per_head(self) -> "Graph":
         """The same graph with k and v channels of each query head: what the forward pass is run on."""
-        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, "head")
+        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, "head", self.positions)
+
+    @cached_property
+    def at_all_positions(self) -> "Graph":
+        """The same graph with positions taken together."""
+        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, self.kv, ())
 
     @cached_property
     def channel_of_per_head(self) -> Int[np.ndarray, " channel_per_head"]:
@@ -240,7 +287,8 @@ class Graph:
         )
 
     def to_networkx(self, kept: Bool[np.ndarray, " edge"] | None = None) -> nx.MultiDiGraph:
-        """The (kept) edges as a networkx multigraph: keys are channel letters, attributes name what each thing is.
+        """The (kept) edges as a networkx multigraph: keys are channel letters, with @position where the graph has
+        positions; attributes name what each thing is.
 
         With `kv="group"` a KV node has links of key `fixed` to its query heads; they are not edges and not cut.
         """
@@ -257,12 +305,15 @@ class Graph:
                         graph.add_edge(kv.name, Node("head", layer, head).name, key="fixed", cuttable=False)
         for edge in range(self.n_edges) if kept is None else np.nonzero(kept)[0]:
             channel = self.channels[self.edge_channel[edge]]
-            graph.add_edge(self.srcs[self.edge_src[edge]].name, channel.node.name, key=channel.letter,
-                           edge=int(edge), channel=channel.letter, cuttable=True)
+            at = {"position": self.positions[self.edge_position[edge]]} if self.positions else {}
+            graph.add_edge(self.srcs[self.edge_src[edge]].name, channel.node.name,
+                           key="@".join([channel.letter, *at.values()]), edge=int(edge), channel=channel.letter,
+                           cuttable=True, **at)
         return graph
 
 
 @cache
-def graph_of(n_layers: int, n_heads: int, n_kv_heads: int, parallel: bool, kv: KV) -> Graph:
+def graph_of(n_layers: int, n_heads: int, n_kv_heads: int, parallel: bool, kv: KV, positions: tuple[str, ...]
+             ) -> Graph:
     """The graph of that shape, made once: its tables of nodes, channels and edges take a while to fill."""
-    return Graph(n_layers, n_heads, n_kv_heads, parallel, kv)
+    return Graph(n_layers, n_heads, n_kv_heads, parallel, kv, positions)

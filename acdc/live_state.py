@@ -19,12 +19,14 @@ from acdc.ablation import Replacement
 from acdc.activations import differences, record, share_of_rounding, written
 from acdc.architectures.anatomy import Block, Projection
 from acdc.live import Live, find_live
-from acdc.task import Batch
+from acdc.positions import cells_of, sum_kept
+from acdc.task import Batch, position_groups
 from acdc.transformer import Transformer
 
 LETTERS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
 ALL = slice(None)
 LAST = slice(-1, None)
+Srcs = Sequence[int] | np.ndarray
 Moves = Float[Tensor, "n row batch pos d_model"]
 
 
@@ -44,9 +46,9 @@ class Trial:
 @dataclass(eq=False)
 class Cuts:
     """What channels read besides what they read now, whatever nodes do: `reads` says which channel reads which of
-    `values`."""
+    `values`, and at which position."""
 
-    reads: Bool[np.ndarray, "n channel"]
+    reads: Bool[np.ndarray, "n channel position"]
     values: Moves
 
 
@@ -68,26 +70,30 @@ class Moved:
         return self.srcs[at == ALL], self.by[at == ALL][: len(self.srcs[at == ALL])]
 
 
-def find_needed(model: Transformer, kept: Bool[np.ndarray, "src channel"]) -> Live:
+def find_needed(model: Transformer, kept: Bool[np.ndarray, "src channel position"]) -> Live:
     """The nodes from which kept edges lead to the logits."""
     everything = np.ones(len(kept), dtype=bool)
-    return find_live(model.graph(), kept, everything, all_differ=True, all_positions=False,
+    return find_live(model.graph(), kept.any(-1), everything, all_differ=True, all_positions=False,
                      post_norm=model.blocks[0].attn_post is not None)
 
 
 class LiveState:
     """The state of one batch. `needed`: nodes that reach the logits by kept edges; `wide`: those that matter at every
-    position, the others only at the last, where the logits are read. `change`: replacement - now, of every src."""
+    position, the others only at the last, where the logits are read. `change`: replacement - now, of every src.
+    `positions`: what edges are told apart by."""
 
-    def __init__(self, model: Transformer, batch: Batch, replacement: Replacement) -> None:
-        self.model, self.batch, self.graph = model, batch, model.graph()
+    def __init__(self, model: Transformer, batch: Batch, replacement: Replacement, positions: tuple[str, ...] = ()
+                 ) -> None:
+        self.model, self.batch, self.graph = model, batch, model.graph(positions=positions)
         self.start = replacement.start(model, batch)
+        self.position = position_groups(batch, positions)[:, self.start :]
+        self.cells = cells_of(self.position, self.graph.n_positions)
         self.post_norm = model.blocks[0].attn_post is not None
         self.clean = record(model, batch.clean)
         self.replaced = replacement.activations.expanded(*batch.clean.shape)
         self.clean_change = differences(model, self.clean, self.replaced, self.start, ALL, model.dtype)
 
-    def refresh(self, kept: Bool[np.ndarray, "src channel"]) -> Float[Tensor, "batch vocab"]:
+    def refresh(self, kept: Bool[np.ndarray, "src channel position"]) -> Float[Tensor, "batch vocab"]:
         """Computes the state for `kept` (over the channels of each query head) from the clean run; its logits."""
         needed = find_needed(self.model, kept)
         self.kept, self.needed, self.wide = kept.copy(), needed.src, needed.wide
@@ -100,16 +106,24 @@ class LiveState:
             self.change[srcs, :, at] = self.clean_change[srcs][:, :, at] - by[:, 0]
         return trial.logits[0]
 
-    def trial(self, channels: Sequence[int], srcs: Sequence[int]) -> Trial:
-        """Row i: the first i + 1 of `srcs` are cut from all of `channels`, one head's or those of one KV group."""
-        reads = np.zeros((1, len(self.graph.channels)), dtype=bool)
+    def trial(self, channels: Sequence[int], srcs: Srcs, at: Srcs | None = None) -> Trial:
+        """Row i: the first i + 1 of `srcs`, each at its position `at` (None: there is one), are cut from all of
+        `channels`, one head's or those of one KV group."""
+        reads = np.zeros((1, len(self.graph.channels), self.graph.n_positions), dtype=bool)
         reads[0, list(channels)] = True
         node = self.graph.channels[channels[0]].node
         first_layer = self.model.n_layers if node.kind == "logits" else node.layer
-        more = self.change[list(srcs)].cumsum(0)
-        if self.kept[:, channels[0]].sum() == len(srcs):
-            computed = next(c for c in channels if self._is_computed(c))
-            more[-1] = self._when_all_is_cut(computed, ALL)
+        places = np.zeros(len(srcs), dtype=int) if at is None else np.array(at)
+        change = self.change[list(srcs)]
+        if self.graph.n_positions > 1:
+            change = change * (torch.from_numpy(places)[:, None, None] == self.position)[..., None]
+        more = change.cumsum(0)
+        computed = next(c for c in channels if self._is_computed(c))
+        for position, n_kept in enumerate(self.kept[:, channels[0]].sum(0)):
+            there = np.nonzero(places == position)[0]
+            if 0 < n_kept == len(there):
+                only = np.arange(self.graph.n_positions) == position
+                more[there[-1] :] = self._where_all_is_cut(more[there[-1] :], computed, ALL, only)
         return self._advance(Cuts(reads, more[None]), first_layer)[0]
 
     def commit(self, trial: Trial, row: int) -> None:
@@ -119,9 +133,10 @@ class LiveState:
         for target, index, values in trial.new:
             target[index] = values[row]
 
-    def cut(self, channels: Sequence[int], srcs: Sequence[int]) -> None:
+    def cut(self, channels: Sequence[int], srcs: Srcs, at: Srcs | None = None) -> None:
         """Records that edges are cut, as a committed row has it."""
-        self.kept[np.ix_(list(srcs), list(channels))] = False
+        for channel in channels:
+            self.kept[srcs, channel, [0] * len(srcs) if at is None else at] = False
 
     def row_bytes(self, channel: int) -> int:
         """About how much memory a row of a trial of this channel takes."""
@@ -177,15 +192,25 @@ class LiveState:
         """Which of `channels` (by place) read something else than now, and by how much."""
         srcs, by = moved.get(at)
         kept, cut = self.kept[np.ix_(srcs, channels)], cuts.reads[:, channels]
-        places = np.nonzero(kept.any(0) | cut.any(0))[0].tolist()
+        places = np.nonzero(kept.any((0, 2)) | cut.any((0, 2)))[0].tolist()
         more = by.new_zeros(len(places), *cuts.values.shape[1:3], by.shape[3], by.shape[4])
         for reads, values in ((kept[:, places], by), (cut[:, places], cuts.values[..., at, :])):
             if reads.any():
-                more += torch.einsum("sc,srbpd->crbpd", values.new_tensor(reads), values)
+                more += sum_kept(values.new_tensor(reads.transpose(1, 0, 2)), values, self.cells)
         for i, place in enumerate(places):
-            if not self.kept[:, channels[place]].any():
-                more[i] = self._when_all_is_cut(channels[place], at)
+            gone = ~self.kept[:, channels[place]].any(0)
+            if gone.any():
+                more[i] = self._where_all_is_cut(more[i], channels[place], at, gone)
         return places, more
+
+    def _where_all_is_cut(self, more: Float[Tensor, "row batch pos d_model"], channel: int, at: slice,
+                          gone: Bool[np.ndarray, " position"]) -> Float[Tensor, "row batch pos d_model"]:
+        """`more`, at positions where a channel's edges are all cut without the rounding of a sum of cuts."""
+        exactly = self._when_all_is_cut(channel, at)
+        if gone.all():
+            return exactly.expand_as(more)
+        where = torch.from_numpy(gone)[self.position[:, at]]
+        return torch.where(where[..., None], exactly, more)
 
     def _when_all_is_cut(self, channel: int, at: slice) -> Float[Tensor, "batch pos d_model"]:
         """How much more than now a channel reads with all its edges cut, without the rounding of a sum of cuts: where

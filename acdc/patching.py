@@ -28,7 +28,8 @@ from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import Graph
 from acdc.live import Live, find_live
-from acdc.task import Batch
+from acdc.positions import Cells, cells_of, sum_kept
+from acdc.task import Batch, position_groups
 from acdc.transformer import Transformer, frozen
 
 Logits = Float[Tensor, "batch *pos vocab"]
@@ -59,8 +60,9 @@ def run_circuit(
         base = replacement.activations
         deviation = Deviation((model.embed(batch.clean) - base.input)[:, start:])
         kept = kept_matrix(circuit.graph, circuit.kept)
+        cells = cells_of(position_groups(batch, circuit.graph.positions)[:, start:], circuit.graph.n_positions)
         return propagate(model, base, kept, {0: deviation}, start=start, consistent=replacement.consistent,
-                         all_positions=all_positions)
+                         all_positions=all_positions, cells=cells)
 
 
 def patch_nodes(
@@ -120,7 +122,7 @@ def patch_paths(
             src = graph.channels[graph.edge_channel[edge]].node.name
     if not starts:
         raise AcdcError("no path given; at least one is needed")
-    n_paths, n_given = _count_paths(graph, kept, {_src(graph, name) for name in starts}), len(set(paths))
+    n_paths, n_given = _count_paths(graph, kept[:, :, 0], {_src(graph, name) for name in starts}), len(set(paths))
     if n_paths != n_given:
         raise AcdcError(
             f"the edges of the {n_given} paths given form {n_paths} paths from {', '.join(sorted(starts))} to the "
@@ -149,7 +151,7 @@ def _count_paths(graph: Graph, kept: Bool[np.ndarray, "src channel"], starts: se
 
 
 def check_graph(model: Transformer, graph: Graph) -> None:
-    if model.graph(graph.kv) != graph:
+    if model.graph(graph.kv) != graph.at_all_positions:
         raise AcdcError(
             f"the circuit is of another model: its graph has {graph.n_layers} layers of {graph.n_heads} heads and "
             f"{graph.n_kv_heads} KV heads{' in parallel with the MLPs' * graph.parallel}, {model.name} has "
@@ -158,8 +160,8 @@ def check_graph(model: Transformer, graph: Graph) -> None:
         )
 
 
-def kept_matrix(graph: Graph, kept: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "src channel"]:
-    """Which srcs each channel of each query head reads now."""
+def kept_matrix(graph: Graph, kept: Bool[np.ndarray, " edge"]) -> Bool[np.ndarray, "src channel position"]:
+    """Which srcs each channel of each query head reads now, at each position."""
     return graph.to_matrix(kept)[:, graph.channel_of_per_head]
 
 
@@ -183,24 +185,27 @@ def _position_mask(positions: Sequence[int] | None, tokens: Tensor) -> Bool[Tens
 def propagate(
     model: Transformer,
     base: Activations,
-    kept: Bool[np.ndarray, "src channel"],
+    kept: Bool[np.ndarray, "src channel position"],
     imposed: Mapping[int, Deviation],
     *,
     start: int,
     consistent: bool = True,
     all_positions: bool = False,
+    cells: Cells = (),
 ) -> Logits:
     """Logits when deviations from `base` travel along kept edges. `start`: the first position that can deviate.
 
-    `kept` is over the channels of each query head (`Graph.per_head`). `consistent`: see `Replacement`.
+    `kept` is over the channels of each query head (`Graph.per_head`). `consistent`: see `Replacement`. `cells`: the
+    tokens from `start` that count as each position, where `kept` tells positions apart.
     """
     graph = model.graph()
     batch, window, _ = next(iter(imposed.values())).value.shape
     differs = np.zeros(len(graph.srcs), dtype=bool)
     differs[list(imposed)] = True
-    live = find_live(graph, kept, differs, all_differ=not consistent, all_positions=all_positions,
+    live = find_live(graph, kept.any(-1), differs, all_differ=not consistent, all_positions=all_positions,
                      post_norm=model.blocks[0].attn_post is not None)
-    run = _Run(model, base, kept, live, start, slice(None) if all_positions else slice(window - 1, window))
+    read = slice(None) if all_positions else slice(window - 1, window)
+    run = _Run(model, base, kept, live, start, read, cells)
     run.allocate(batch, window, {src for src in imposed if _is_given(model, live, src, imposed[src])})
     for src in imposed.keys() & (run.row.keys() - run.computed):
         run.impose(src, imposed)
@@ -230,9 +235,10 @@ def _is_given(model: Transformer, live: Live, src: int, deviation: Deviation) ->
 class _Run:
     """The state of one propagation: what each live node deviates by, in the order of the forward pass."""
 
-    def __init__(self, model: Transformer, base: Activations, kept: Bool[np.ndarray, "src channel"], live: Live,
-                 start: int, read: slice) -> None:
+    def __init__(self, model: Transformer, base: Activations, kept: Bool[np.ndarray, "src channel position"],
+                 live: Live, start: int, read: slice, cells: Cells) -> None:
         self.model, self.base, self.kept, self.live, self.start, self.read = model, base, kept, live, start, read
+        self.cells = cells
         self.graph = model.graph()
         self.everywhere = slice(None)
 
@@ -261,10 +267,10 @@ class _Run:
                ) -> tuple[Float[Tensor, "row batch pos d_model"], list[int]]:
         """What channels read, each distinct input once; and which of them each channel reads."""
         before = [src for src in self.row if src < layer_start]
-        rows, which = np.unique(self.kept[np.ix_(before, channels)].T, axis=0, return_inverse=True)
-        deviations = self.deviations[: len(before)][:, :, at]
-        read = self.deviations.new_tensor(rows) @ deviations.flatten(1)
-        total = self.slice_of(resid, at) + read.view(len(rows), *deviations.shape[1:])
+        kept = self.kept[np.ix_(before, channels)].transpose(1, 0, 2)
+        rows, which = np.unique(kept.reshape(len(channels), -1), axis=0, return_inverse=True)
+        read = self.deviations.new_tensor(rows).view(len(rows), *kept.shape[1:])
+        total = self.slice_of(resid, at) + sum_kept(read, self.deviations[: len(before)][:, :, at], self.cells)
         return total, which.reshape(-1).tolist()
 
     def heads(self, layer: int, heads: list[int], at: slice) -> None:

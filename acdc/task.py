@@ -4,7 +4,7 @@ Every prompt ends where the answer begins, so a metric always reads the logits a
 prompts of one length; nothing is ever padded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from acdc.errors import AcdcError
+from acdc.errors import AcdcError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Example:
     """One pair of prompts. `answer` and `wrong` continue the clean prompt, leading space included: `" Mary"`.
 
     `roles` names token positions of the clean prompt: `{"IO": 2, "S1": 4, "end": 13}`. `template` groups examples
-    that share a wording.
+    that share a wording. The role of the last token is always `end`, whatever it is called here.
     """
 
     clean: str
@@ -107,6 +107,89 @@ class Task:
                 tensors = (torch.tensor(ids, device=device) for ids in (clean, corrupted, answer, wrong))
                 batches.append(Batch(*tensors, examples=tuple(examples)))
         return batches
+
+
+POSITIONS = ("all", "each", "roles")
+END, OTHER = "end", "other"
+
+
+def position_names(batches: Sequence[Batch], positions: str) -> tuple[str, ...]:
+    """What edges are told apart by: nothing (`all`), each place in the prompt (`each`) or roles of tokens (`roles`).
+
+    `each`: "0", "1", ...; all prompts must have one length. `roles`: those that the examples label, in the order of
+    their mean place; "other" for all tokens without a role, if there are any; "end", the last token. Raises `AcdcError`
+    where prompts differ in length, where no example labels a token before the last, and where two roles share one.
+    """
+    if positions not in POSITIONS:
+        raise unknown_name("positions", positions, POSITIONS)
+    if positions == "all":
+        return ()
+    lengths = sorted({batch.clean.shape[1] for batch in batches})
+    if positions == "each":
+        if len(lengths) != 1:
+            raise AcdcError(
+                f"positions 'each' for prompts of {', '.join(map(str, lengths))} tokens: a place means the same in all "
+                "prompts only where they have one length. Use such prompts, or positions='roles'"
+            )
+        return tuple(map(str, range(lengths[0])))
+    places: dict[str, list[int]] = {}
+    unlabelled = False
+    for batch in batches:
+        for example in batch.examples:
+            labels = _labels(example, batch.clean.shape[1])
+            unlabelled |= None in labels
+            for place, label in enumerate(labels):
+                if label not in (None, END):
+                    places.setdefault(label, []).append(place)
+    if not places:
+        raise AcdcError(
+            "positions 'roles': no example says which role its tokens have. Use positions='each', or give `roles`, "
+            'such as {"subject": 2}, with the prompts'
+        )
+    ordered = sorted(places, key=lambda role: (sum(places[role]) / len(places[role]), role))
+    return (*ordered, *([OTHER] if unlabelled else []), END)
+
+
+def position_groups(batch: Batch, names: Sequence[str]) -> Int[Tensor, "batch pos"]:
+    """For each token, the place in `names` (made by `position_names`) of the position that it counts as."""
+    n, length = batch.clean.shape
+    if not names:
+        groups = [[0] * length] * n
+    elif tuple(names) == tuple(map(str, range(len(names)))):
+        if length != len(names):
+            raise AcdcError(f"prompts of {length} tokens, but the circuit's edges are at places 0 to {len(names) - 1}")
+        groups = [list(range(length))] * n
+    else:
+        place = {name: i for i, name in enumerate(names)}
+        groups = []
+        for example in batch.examples:
+            labels = [label or OTHER for label in _labels(example, length)]
+            for label in labels:
+                if label not in place:
+                    raise AcdcError(
+                        f"{example.clean!r} has a token of role {label!r}, but the circuit's edges are at "
+                        f"{', '.join(names)} only. Use prompts with these roles"
+                    )
+            groups.append([place[label] for label in labels])
+    return torch.tensor(groups, device=batch.clean.device)
+
+
+def _labels(example: Example, length: int) -> list[str | None]:
+    """The role of each token; the last is `end`."""
+    labels: list[str | None] = [None] * length
+    for role, given in example.roles.items():
+        if not -length <= given < length:
+            raise AcdcError(f"role {role!r} is at token {given} of {example.clean!r}, which has {length} tokens")
+        place = given % length
+        if place == length - 1:
+            continue
+        if role in (END, OTHER) or not role:
+            raise AcdcError(f"role {role!r} of {example.clean!r} at token {place}: that name is taken; choose another")
+        if labels[place] is not None:
+            raise AcdcError(f"{example.clean!r}: token {place} has two roles, {labels[place]!r} and {role!r}; give one")
+        labels[place] = role
+    labels[-1] = END
+    return labels
 
 
 @runtime_checkable  # so that the shape checker of the tests can check it

@@ -64,9 +64,9 @@ class Transformer:
     def dtype(self) -> torch.dtype:
         return self.hf.get_input_embeddings().weight.dtype
 
-    def graph(self, kv: KV = "head") -> Graph:
-        """What can be cut in this model."""
-        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, kv)
+    def graph(self, kv: KV = "head", positions: tuple[str, ...] = ()) -> Graph:
+        """What can be cut in this model; `positions`: names that `task.position_names` gives."""
+        return graph_of(self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, kv, positions)
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """What the first block reads: the output of the `input` node."""

@@ -16,7 +16,9 @@ def make_batch(n: int = 3, length: int = 9, seed: int = 0, first: int = 3) -> Ba
     corrupted[:, first] = (clean[:, first] + 1 + torch.randint(0, VOCAB - 1, (n,), generator=generator)) % VOCAB
     corrupted[0, length - 2] = (clean[0, length - 2] + 1) % VOCAB
     answer = torch.randint(0, VOCAB, (n,), generator=generator)
-    examples = tuple(Example(f"prompt {i}", f"corrupted {i}", " a", " b") for i in range(n))
+    places = torch.stack([torch.randperm(length, generator=generator) for _ in range(n)]).tolist()
+    examples = tuple(Example(f"prompt {i}", f"corrupted {i}", " a", " b", f"template {i % 2}",
+                             {"subject": place[0], "verb": place[1]}) for i, place in enumerate(places))
     return Batch(clean, corrupted, answer, (answer + 1) % VOCAB, examples)
 
 

@@ -82,12 +82,12 @@ class NaiveModel:
         return weight.unflatten(0, (self.n_heads, -1))[head]
 
     def run(self, tokens: Tensor, graph: Any, kept: Any = None, replaced: dict[str, Tensor] | None = None,
-            embedding: Tensor | None = None, leaves: dict[str, Tensor] | None = None
-            ) -> tuple[Tensor, dict[str, Tensor]]:
+            embedding: Tensor | None = None, leaves: dict[str, Tensor] | None = None,
+            groups: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits at the last position and every src's contribution.
 
         `kept`, `replaced`: an edge that is not kept carries its src's value in `replaced`. `leaves`: is filled with
-        what each channel reads, as tensors to differentiate by.
+        what each channel reads, as tensors to differentiate by. `groups`: each token's place among `graph.positions`.
         """
         first, calls = self.body_calls(tokens)
         wrote = {"input": first if embedding is None else embedding}
@@ -97,9 +97,16 @@ class NaiveModel:
             total = bias_sum.clone()
             for i, src in enumerate(graph.srcs[: graph.n_srcs_read[graph.channel_index[channel]]]):
                 edge = f"{src.name}->{channel}"
+                assert i < len(wrote)
+                if graph.positions and kept is not None:
+                    assert groups is not None and replaced is not None
+                    at = [p for p in graph.positions if channel != "logits" or p == graph.positions[-1]]
+                    now = [graph.positions.index(p) for p in at if kept[graph.edge(f"{edge}@{p}")]]
+                    where = torch.isin(groups, torch.tensor(now, dtype=torch.long))[..., None]
+                    total = total + torch.where(where, wrote[src.name], replaced[src.name])
+                    continue
                 is_kept = kept is None or kept[graph.edge(edge)]
                 total = total + (wrote[src.name] if is_kept else replaced[src.name])  # type: ignore[index]
-                assert i < len(wrote)
             if leaves is not None:
                 total = total + 0.0 if total.requires_grad else total.requires_grad_()
                 leaves[channel] = total

@@ -1,5 +1,7 @@
 """The graph has the edges that the architecture has, and every way to write it reads back the same."""
 
+import re
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def graphs(draw: st.DrawFn) -> Graph:
     kv_heads = draw(st.integers(1, 3))
     return Graph(
         draw(st.integers(1, 3)), kv_heads * draw(st.integers(1, 2)), kv_heads, draw(st.booleans()),
-        draw(st.sampled_from(["head", "group"])),
+        draw(st.sampled_from(["head", "group"])), draw(st.sampled_from([(), ("0", "1", "2"), ("S1", "other", "end")])),
     )
 
 
@@ -38,7 +40,9 @@ def test_an_edge_exists_iff_its_src_is_computed_before_its_channel_is_read(graph
     for s, src in enumerate(graph.srcs):
         for c, channel in enumerate(graph.channels):
             reads, written = time(channel.node, reads=True), time(src, reads=False)
-            assert graph.exists[s, c] == (written < reads)
+            at_last = [False] * (graph.n_positions - 1) + [True]
+            expected = [written < reads and (channel.name != "logits" or last) for last in at_last]
+            assert graph.exists[s, c].tolist() == expected
 
 
 @given(graphs())
@@ -55,10 +59,10 @@ def test_matrix_and_vector_are_inverse(graph, seed):
     matrix = graph.to_matrix(values, fill=np.nan)
     assert np.array_equal(graph.from_matrix(matrix), values)
     assert np.array_equal(~np.isnan(matrix), graph.exists)
-    assert all(
-        matrix[graph.src_index[src], graph.channel_index[channel]] == value
-        for value, (src, channel) in zip(values, (name.split("->") for name in graph.edge_names), strict=True)
-    )
+    for value, name in zip(values, graph.edge_names, strict=True):
+        src, channel, position = re.fullmatch("(.*)->([^@]*)@?(.*)", name).groups()
+        p = graph.positions.index(position) if graph.positions else 0
+        assert matrix[graph.src_index[src], graph.channel_index[channel], p] == value
 
 
 @given(graphs())
@@ -84,7 +88,7 @@ def test_parallel_blocks_have_no_edge_from_attention_to_their_mlp():
 def test_networkx_has_the_same_edges_and_no_cycle(graph):
     view = graph.to_networkx()
     cuttable = {
-        f"{src}->{dst}<{key}>" if key else f"{src}->{dst}"
+        f"{src}->{dst}" + f"<{data['channel']}>" * bool(data["channel"]) + f"@{data.get('position')}" * ("@" in key)
         for src, dst, key, data in view.edges(keys=True, data=True) if data["cuttable"]
     }
     assert cuttable == set(graph.edge_names)
@@ -113,6 +117,21 @@ def test_a_wrong_edge_is_refused_by_name(name, message):
     with pytest.raises(AcdcError) as error:
         Graph(2, 2, 2).edge(name)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("a0.h1->m1", "does not say at which position; name one, such as a0.h1->m1@end"),
+    ("a0.h1->m1@S3", "unknown position 'S3'"),
+    ("a0.h1->logits@S1", "the logits are read at 'end' only"),
+])
+def test_a_wrong_edge_of_a_graph_with_positions_is_refused(name, message):
+    with pytest.raises(AcdcError, match=re.escape(message)):
+        Graph(2, 2, 2, positions=("S1", "end")).edge(name)
+
+
+def test_positions_need_names_of_their_own():
+    with pytest.raises(AcdcError, match="'S1', 'S1': each must have a name"):
+        Graph(2, 2, 2, positions=("S1", "S1"))
 
 
 @pytest.mark.parametrize("name", ["", "a0", "h0.a1", "m", "a0.h0<q>", "m-1", "inputs"])

@@ -12,6 +12,7 @@ from acdc.activations import attention_bias, contribution, record
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError
 from acdc.patching import patch_nodes, patch_paths, run_circuit
+from acdc.task import position_groups, position_names
 from acdc.transformer import Transformer
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -63,10 +64,11 @@ def test_channel_inputs_are_the_sum_of_contributions(family):
 
 
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
-@pytest.mark.parametrize("kv", ["head", "group"])
-def test_circuit_run_equals_the_naive_one(family, density, kv):
+@pytest.mark.parametrize(("kv", "positions"), [("head", "all"), ("group", "all"), ("head", "each"), ("group", "roles")])
+def test_circuit_run_equals_the_naive_one(family, density, kv, positions):
     model, batch = tiny(family), make_batch()
-    naive, graph, flat = NaiveModel(model.hf), model.graph(kv), model.graph()
+    names = position_names([batch], positions)
+    naive, graph, flat = NaiveModel(model.hf), model.graph(kv, names), model.graph(positions=names)
     rng = np.random.default_rng(int(100 * density))
     for ablation in ("resample", "zero"):
         kept = rng.random(graph.n_edges) < density
@@ -75,7 +77,7 @@ def test_circuit_run_equals_the_naive_one(family, density, kv):
             _, replaced = naive.run(batch.corrupted, flat)
             if ablation == "zero":
                 replaced = {name: torch.zeros_like(value) for name, value in replaced.items()}
-            expected, _ = naive.run(batch.clean, flat, flat_kept, replaced)
+            expected, _ = naive.run(batch.clean, flat, flat_kept, replaced, groups=position_groups(batch, names))
         ours = run_circuit(model, batch, Circuit(graph, kept), prepare_ablation(model, [batch], ablation)(batch))
         torch.testing.assert_close(ours, expected, atol=naive_tolerance(family), rtol=0)
 

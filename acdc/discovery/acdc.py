@@ -30,9 +30,10 @@ from acdc.graph import KV, Graph
 from acdc.live_state import LiveState, find_needed
 from acdc.metrics import METRICS, Metric
 from acdc.models import weights_hash
-from acdc.task import Batch
+from acdc.task import Batch, position_names
 from acdc.transformer import Transformer, frozen
 
+Matrix = Bool[np.ndarray, "src channel position"]
 FIRST_ROWS = 8  # cumulative removals in the first trial of a stage; doubled while all are accepted
 
 
@@ -47,6 +48,7 @@ def acdc(
     shortlist: Circuit | None = None,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
     memory_gib: float = 1.0,
     journal: str | Path | None = None,
     progress: bool = False,
@@ -59,8 +61,8 @@ def acdc(
     layer) are never tried and score -inf. L is the metric as a loss, in its units.
 
     Channels go in reverse order of the forward pass, logits first (heads of a layer: v, k, q, each from the last head).
-    `order`: srcs of a channel from the latest, as in the paper, or from the earliest. `shortlist`: only its edges are
-    tried; all others are removed at the start, untested, and score -inf.
+    `order`: srcs of a channel, and positions of a src, from the latest, as in the paper, or from the earliest.
+    `shortlist`: only its edges are tried; all others are removed at the start, untested, and score -inf.
 
     `memory_gib` bounds what a trial takes, and so how many removals are tried at once. `journal`: a file that decisions
     are written to as they are made; a run that is killed goes on from it and ends in the same circuit. Cost: for each
@@ -68,7 +70,7 @@ def acdc(
     """
     return acdc_sweep(
         model, batches, metric, thresholds=[threshold], effect=effect, order=order, shortlist=shortlist,
-        ablation=ablation, kv=kv, memory_gib=memory_gib, journals=[journal], progress=progress,
+        ablation=ablation, kv=kv, positions=positions, memory_gib=memory_gib, journals=[journal], progress=progress,
     )[0]
 
 
@@ -83,6 +85,7 @@ def acdc_sweep(
     shortlist: Circuit | None = None,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
     memory_gib: float = 1.0,
     journals: Sequence[str | Path | None] | None = None,
     progress: bool = False,
@@ -107,12 +110,12 @@ def acdc_sweep(
         raise unknown_name("order", order, ["latest", "earliest"])
     if not memory_gib > 0:
         raise AcdcError(f"memory_gib={memory_gib}: it must be above 0")
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     if shortlist is not None and shortlist.graph != graph:
         raise AcdcError(f"the shortlist is of another graph, {shortlist.graph}, than the search, {graph}")
     options = {"effect": effect, "order": order, "shortlist": None if shortlist is None else assumed(shortlist)}
     header = {"method": "acdc", **options, "metric": metric.name, "ablation": ablation, "kv": kv,
-              "memory_gib": memory_gib}
+              "positions": positions, "memory_gib": memory_gib}
     if any(journals):
         header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": _hash_of_prompts(batches),
                    "edges": _hash(np.ones(0) if shortlist is None else shortlist.kept)}
@@ -160,7 +163,7 @@ class _Search:
         self.model, self.metric, self.graph, self.order = model, metric, graph, order
         self.bytes = memory_gib * 2**30
         replace = prepare_ablation(model, batches, ablation)
-        self.states = [LiveState(model, batch, replace(batch)) for batch in batches]
+        self.states = [LiveState(model, batch, replace(batch), graph.positions) for batch in batches]
         self.n_evaluated = 0
         self.references = [model.logits(state.clean.final[:, -1]) for state in self.states]
 
@@ -170,7 +173,7 @@ class _Search:
         holds are taken over; of a stage that it holds in part, all is decided again, so that every trial is the one of
         an uninterrupted run, to the last bit."""
         matrix = self.graph.to_matrix(start)
-        scores = np.full(matrix.shape, -np.inf)
+        scores = np.full(self.graph.n_edges, -np.inf)
         n_taken = n_done = 0
         with tqdm(total=self.graph.n_edges, desc="trying edges", unit="edge", disable=not progress) as bar:
             for stage in self._stages():
@@ -183,13 +186,13 @@ class _Search:
                     self._decide(rule, matrix, pending, log, bar)
                     n = len(log.records) - n_taken
                 for record in log.records[n_taken : n_taken + n]:
-                    c, srcs, effects = record["channel"], record["srcs"], record["effects"]
-                    scores[srcs, c] = [rule.score(effect) for effect in effects]
-                    matrix[srcs, c] = [rule.keeps(effect) for effect in effects]
+                    edges, effects = record["edges"], record["effects"]
+                    scores[edges] = [rule.score(effect) for effect in effects]
+                    matrix[self._places(edges)] = [rule.keeps(effect) for effect in effects]
                 n_taken += n
-                n_done += int(self.graph.n_srcs_read[stage].sum())
+                n_done += int(self.graph.exists[:, stage].sum())
                 bar.update(n_done - bar.n)
-        return self.graph.from_matrix(scores)
+        return scores
 
     def _stages(self) -> Iterator[list[int]]:
         """Channels in the order in which they are visited; after each stage, decisions are forced to the disk."""
@@ -199,11 +202,18 @@ class _Search:
             for channels in (index.v, index.k, index.q):
                 yield list(range(channels.start, channels.stop))[::-1]
 
-    def _srcs(self, matrix: Bool[np.ndarray, "src channel"], c: int) -> list[int]:
-        srcs = np.nonzero(matrix[:, c])[0].tolist()
-        return srcs[::-1] if self.order == "latest" else srcs
+    def _places(self, edges: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where edges stand in a matrix (src, channel, position)."""
+        graph, which = self.graph, list(edges)
+        return graph.edge_src[which], graph.edge_channel[which], graph.edge_position[which]
 
-    def _per_head(self, matrix: Bool[np.ndarray, "src channel"]) -> Bool[np.ndarray, "src channel_per_head"]:
+    def _edges(self, matrix: Matrix, c: int) -> list[int]:
+        """The kept edges of a channel, in the order in which they are tried."""
+        first = self.graph.first_edge[c]
+        edges = (first + np.nonzero(matrix[:, c][self.graph.exists[:, c]])[0]).tolist()
+        return edges[::-1] if self.order == "latest" else edges
+
+    def _per_head(self, matrix: Matrix) -> Bool[np.ndarray, "src channel_per_head position"]:
         return matrix[:, self.graph.channel_of_per_head]
 
     def _nodes(self, c: int) -> list[int]:
@@ -211,20 +221,20 @@ class _Search:
         per_head = [self.graph.per_head.channels[i] for i in np.nonzero(self.graph.channel_of_per_head == c)[0]]
         return [self.graph.src_index[channel.node.name] for channel in per_head if channel.node.kind != "logits"]
 
-    def _n_records_of(self, channels: Sequence[int], matrix: Bool[np.ndarray, "src channel"], records: list[dict]
+    def _n_records_of(self, channels: Sequence[int], matrix: Matrix, records: list[dict]
                       ) -> int | None:
         """How many of the first records decide these channels in full; None if they do not."""
         n = 0
         for c in channels:
             missing = int(matrix[:, c].sum())
             while missing > 0 and n < len(records):
-                missing -= len(records[n]["srcs"])
+                missing -= len(records[n]["edges"])
                 n += 1
             if missing:
                 return None
         return n
 
-    def _decide(self, rule: _Rule, matrix: Bool[np.ndarray, "src channel"], channels: Sequence[int], log: Journal,
+    def _decide(self, rule: _Rule, matrix: Matrix, channels: Sequence[int], log: Journal,
                 bar: tqdm) -> None:
         """Tries the edges of one stage, and appends what each effect is to the journal."""
         if not channels:
@@ -235,11 +245,12 @@ class _Search:
         rows = FIRST_ROWS
         for c in channels:
             into = np.nonzero(self.graph.channel_of_per_head == c)[0].tolist()
-            srcs = self._srcs(matrix, c)
+            edges = self._edges(matrix, c)
             limit = max(1, int(self.bytes // sum(state.row_bytes(into[0]) for state in self.states)))
-            while srcs:
-                tried = srcs[: min(rows, limit)]
-                trials = [state.trial(into, tried) for state in self.states]
+            while edges:
+                tried = edges[: min(rows, limit)]
+                srcs, _, at = self._places(tried)
+                trials = [state.trial(into, srcs, at) for state in self.states]
                 losses = self._losses([trial.logits for trial in trials])
                 effects = np.diff(losses, prepend=current).tolist()
                 n_cut = next((i for i, effect in enumerate(effects) if rule.keeps(effect)), len(tried))
@@ -247,10 +258,10 @@ class _Search:
                     current = float(losses[n_cut - 1])
                     for state, trial in zip(self.states, trials, strict=True):
                         state.commit(trial, n_cut - 1)
-                        state.cut(into, tried[:n_cut])
+                        state.cut(into, srcs[:n_cut], at[:n_cut])
                 decided = tried[: n_cut + 1]
-                log.append({"channel": c, "srcs": decided, "effects": effects[: len(decided)]})
-                srcs = srcs[len(decided) :]
+                log.append({"edges": decided, "effects": effects[: len(decided)]})
+                edges = edges[len(decided) :]
                 rows = max(FIRST_ROWS // 2, rows // 2) if n_cut < len(tried) else 2 * len(tried)
                 self.n_evaluated += len(tried)
                 bar.update(len(decided))

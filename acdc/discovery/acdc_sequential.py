@@ -19,7 +19,7 @@ from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
-from acdc.task import Batch
+from acdc.task import Batch, position_names
 from acdc.transformer import Transformer
 
 
@@ -32,6 +32,7 @@ def acdc_sequential(
     shortlist: Circuit | None = None,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
     progress: bool = False,
 ) -> EdgeScores:
     """s(edge) = L(without it) - L(with it), mean over prompts, at the moment when ACDC tries the edge.
@@ -40,12 +41,13 @@ def acdc_sequential(
     loss rises by *less*), and a kept score equal to the threshold is nudged up by one ulp. Edges whose dst no kept edge
     reads (where a norm follows attention: no edge from any head of its layer) are never tried and score -inf. L is the
     metric as a loss, in its units. Channels go in reverse order of the forward pass, logits first (heads of a layer: v,
-    k, q, each from the last head); srcs from the latest to the input. `shortlist`: only its edges are tried, all others
-    are removed at the start. Cost: one circuit run for each edge tried and batch: hours for a real model.
+    k, q, each from the last head); srcs from the latest to the input, positions from the last. `shortlist`: only its
+    edges are tried, all others are removed at the start. Cost: one circuit run for each edge tried and batch: hours for
+    a real model.
     """
     if not np.isfinite(threshold):
         raise AcdcError(f"threshold {threshold}: it must be a finite number, in units of the metric {metric.name!r}")
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     replace = prepare_ablation(model, batches, ablation)
     kept = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept.copy()
     runs = [(batch, replace(batch)) for batch in batches]

@@ -21,6 +21,8 @@ def eap(
     *,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
+    per_prompt: bool = False,
     progress: bool = False,
 ) -> EdgeScores:
     """s(src -> channel) = mean over prompts of (src_corrupted - src_clean) . dL/d(channel input) on the clean run.
@@ -34,5 +36,5 @@ def eap(
             f"metric {metric.name!r} is at its minimum on the clean run, where EAP takes its gradient: every score "
             "would be 0. Use eap_ig with this metric, or EAP with logit_difference"
         )
-    return attribute(model, batches, metric, points=[1.0], kv=kv, ablation=ablation, progress=progress,
-                     provenance={"method": "eap", "method_options": {}})
+    return attribute(model, batches, metric, points=[1.0], kv=kv, positions=positions, ablation=ablation,
+                     per_prompt=per_prompt, progress=progress, provenance={"method": "eap", "method_options": {}})

@@ -20,6 +20,8 @@ def eap_clean_corrupted(
     *,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
+    per_prompt: bool = False,
     progress: bool = False,
 ) -> EdgeScores:
     """s(src -> channel) = mean over prompts of (src_corrupted - src_clean) . (g_clean + g_corrupted) / 2,
@@ -32,5 +34,6 @@ def eap_clean_corrupted(
     Raises `AcdcError` for zero ablation in a model with norms, where a run would start at an input of 0.
     """
     check_start("eap_clean_corrupted", model, ablation)
-    return attribute(model, batches, metric, points=[1.0, 0.0], kv=kv, ablation=ablation, progress=progress,
+    return attribute(model, batches, metric, points=[1.0, 0.0], kv=kv, positions=positions, ablation=ablation,
+                     per_prompt=per_prompt, progress=progress,
                      provenance={"method": "eap_clean_corrupted", "method_options": {}})

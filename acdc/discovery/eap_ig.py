@@ -22,6 +22,8 @@ def eap_ig(
     steps: int = 5,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
+    per_prompt: bool = False,
     progress: bool = False,
 ) -> EdgeScores:
     """s(src -> channel) = mean over prompts of (src_corrupted - src_clean) . (1/m) sum_k dL/d(channel input) at x_k,
@@ -36,5 +38,6 @@ def eap_ig(
     if steps < 1:
         raise AcdcError(f"steps={steps}: integrated gradients need at least 1 step")
     points = [k / steps for k in range(steps)]
-    return attribute(model, batches, metric, points=points, kv=kv, ablation=ablation, progress=progress,
+    return attribute(model, batches, metric, points=points, kv=kv, positions=positions, ablation=ablation,
+                     per_prompt=per_prompt, progress=progress,
                      provenance={"method": "eap_ig", "method_options": {"steps": steps}})

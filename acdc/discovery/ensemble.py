@@ -15,7 +15,7 @@ from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
-from acdc.task import Batch
+from acdc.task import Batch, position_names
 from acdc.transformer import Transformer
 
 Values = Float[np.ndarray, " edge"]
@@ -30,6 +30,7 @@ def ensemble(
     combine: str = "zscore",
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
     progress: bool = False,
 ) -> EdgeScores:
     """s(edge) = mean over `methods` of f(the method's scores)(edge), where f is
@@ -48,10 +49,10 @@ def ensemble(
     chosen = choose_methods(methods)
     if combine not in COMBINE:
         raise unknown_name("combine", combine, COMBINE)
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     total = np.zeros(graph.n_edges)
     for name, method in chosen.items():
-        values = method(model, batches, metric, ablation=ablation, kv=kv, progress=progress).values
+        values = method(model, batches, metric, ablation=ablation, kv=kv, positions=positions, progress=progress).values
         if not np.isfinite(values).all():
             raise _leaves_untried(name)
         total += COMBINE[combine](values) / len(chosen)

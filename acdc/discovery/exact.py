@@ -20,7 +20,7 @@ from acdc.errors import AcdcError
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.resume import resume
-from acdc.task import Batch
+from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
 TOKENS_PER_PASS = 4096
@@ -33,6 +33,8 @@ def exact(
     *,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
+    per_prompt: bool = False,
     progress: bool = False,
 ) -> EdgeScores:
     """s(edge) = mean over prompts of L(the edge alone carries its replacement) - L(clean).
@@ -42,16 +44,19 @@ def exact(
     each edge a forward pass of the layers above it, at the positions that can differ; about a third
     of a pass an edge.
     """
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
+    alone = np.zeros((n_prompts, graph.n_edges), dtype=np.float32) if per_prompt else None
 
     def add(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
         values[rows] += effects.sum(1).cpu().numpy() / n_prompts
+        if alone is not None:
+            alone[prompts, rows] = effects.T.cpu().numpy()
 
     _patch_edges(model, batches, metric, np.arange(graph.n_edges), add, graph=graph, ablation=ablation,
                  progress=progress)
     provenance = {"method": "exact", "method_options": {}, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, values, provenance)
+    return EdgeScores(graph, values, provenance, alone)
 
 
 def exact_effects(
@@ -61,14 +66,15 @@ def exact_effects(
     edges: Int[np.ndarray, " edge"],
     *,
     ablation: str = "resample",
-    kv: KV = "head",
+    graph: Graph | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "edge prompt"]:
     """L(the edge alone carries its replacement) - L(clean) for the edges of these numbers, prompt by prompt.
 
-    Prompts are in the order of the batches; the mean over them is `exact`'s score. Cost: as `exact`, for these edges.
+    Edges are numbered by `graph`, by default the model's with a k and v channel for each head. Prompts are in the order
+    of the batches; the mean over them is `exact`'s score. Cost: as `exact`, for these edges.
     """
-    graph = model.graph(kv)
+    graph = model.graph() if graph is None else graph
     outside = edges[(edges < 0) | (edges >= graph.n_edges)]
     if len(outside):
         raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
@@ -106,8 +112,7 @@ def _patch_edges(
             for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
                 for first in range(0, len(places), patch.srcs_per_pass):
                     rows = places[first : first + patch.srcs_per_pass]
-                    srcs = graph.edge_src[edges[rows]]
-                    take(rows, prompts, patch.effects(graph.channels[c], srcs).double())
+                    take(rows, prompts, patch.effects(graph.channels[c], edges[rows]).double())
                     bar.update(len(rows))
 
 
@@ -125,14 +130,17 @@ class _EdgePatch:
         self.reference = model.logits(self.clean.final[:, -1])
         self.clean_loss = metric.loss(self.reference, batch, self.reference)
         self.window = batch.clean.shape[1] - self.start
+        self.position = position_groups(batch, graph.positions)[:, self.start :]
         # Each row holds keys of the whole length, and logits.
         vocab, d_model = self.reference.shape[-1], self.clean.final.shape[-1]
         self.srcs_per_pass = max(1, TOKENS_PER_PASS // (len(batch) * (batch.clean.shape[1] + vocab // (16 * d_model))))
 
-    def effects(self, channel: Channel, srcs: Int[np.ndarray, " src"]) -> Float[Tensor, "src batch"]:
-        """Loss increase when the channel reads the replacement of each src in turn."""
-        layer, change = channel.node.layer, self.change[torch.from_numpy(srcs)]
-        n = len(change)
+    def effects(self, channel: Channel, edges: Int[np.ndarray, " edge"]) -> Float[Tensor, "edge batch"]:
+        """Loss increase when the channel reads the replacement along each of these edges of its own in turn."""
+        layer, change, n = channel.node.layer, self.change[torch.from_numpy(self.graph.edge_src[edges])], len(edges)
+        if self.graph.n_positions > 1:
+            at = torch.from_numpy(self.graph.edge_position[edges])[:, None, None]
+            change = change * (at == self.position)[..., None]
         if channel.node.kind == "logits":
             return self.losses(self.model.logits((self.clean.final[:, -1] + change[:, :, -1]).flatten(0, 1)), n)
         block = self.model.blocks[layer]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,9 +29,10 @@ from acdc.activations import Activations, Resid, Taps, differences, record, reco
 from acdc.architectures.anatomy import Projection
 from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
-from acdc.graph import KV
+from acdc.graph import KV, Graph
 from acdc.metrics import Metric
-from acdc.task import Batch
+from acdc.positions import Cells, cells_of
+from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
 PRODUCT_BYTES = 512 * 2**20  # differences and channel gradients are expanded for as many prompts as fit in this
@@ -65,25 +66,42 @@ def attribute(
     ablation: str,
     progress: bool,
     provenance: dict,
+    positions: str = "all",
+    per_prompt: bool = False,
 ) -> EdgeScores:
     """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
 
-    The clean run itself, point 1, can only be the first.
+    The clean run itself, point 1, can only be the first. `positions`: what edges are told apart by, see
+    `task.position_names`. `per_prompt`: also what each prompt alone scores, in float32; 4 bytes a prompt and edge.
     Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
     run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
     """
     if not metric.differentiable:
         raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     replace = prepare_ablation(model, batches, ablation)
-    total = np.zeros(graph.per_head.exists.shape)
+    total, alone = np.zeros(graph.n_edges), []
     with frozen(model):
         for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            total += _attribute_batch(model, batch, metric, points, replace(batch)).double().cpu().numpy()
-    total /= sum(len(batch) for batch in batches)
-    grouped = np.zeros(graph.exists.shape)
-    np.add.at(grouped.T, graph.channel_of_per_head, total.T)
-    return EdgeScores(graph, graph.from_matrix(grouped), {**provenance, "metric": metric.name, "ablation": ablation})
+            products = _attribute_batch(model, batch, metric, points, replace(batch), graph.positions, per_prompt)
+            scores = _of_edges(graph, products.cpu().numpy())
+            total += scores.sum(0)
+            if per_prompt:
+                alone.append(scores.astype(np.float32))
+    record = {**provenance, "metric": metric.name, "ablation": ablation}
+    return EdgeScores(graph, total / sum(len(batch) for batch in batches), record,
+                      np.concatenate(alone) if per_prompt else None)
+
+
+def _of_edges(graph: Graph, products: Float[np.ndarray, "prompt position src channel_per_head"]
+              ) -> Float[np.ndarray, "prompt edge"]:
+    """In float64; where heads share k and v channels, the sum over the heads."""
+    scores = np.zeros((len(products), graph.n_edges))
+    for row, of_prompt in zip(scores, products.astype(np.float64), strict=True):
+        grouped = np.zeros((len(graph.channels), graph.n_positions, len(graph.srcs)))
+        np.add.at(grouped, graph.channel_of_per_head, of_prompt.transpose(2, 0, 1))
+        row[:] = graph.from_matrix(grouped.transpose(2, 0, 1))
+    return scores
 
 
 def check_start(method: str, model: Transformer, ablation: str) -> None:
@@ -96,8 +114,10 @@ def check_start(method: str, model: Transformer, ablation: str) -> None:
 
 
 def _attribute_batch(
-    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement
-) -> Float[Tensor, "src channel"]:
+    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement,
+    positions: Sequence[str], per_prompt: bool,
+) -> Float[Tensor, "prompt position src channel"]:
+    """The sum over prompts of the scores, as one prompt; or the scores of each."""
     start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
     clean = None if 1.0 in points else record(model, batch.clean)
@@ -127,7 +147,13 @@ def _attribute_batch(
                 layers[layer].mlp.add_(mlp)
                 layers[layer].steps.append((head.x_hat, head.along))
     assert clean is not None
-    return _products(model, clean, replaced, layers, logits_gradient, start) / len(points)
+    groups = position_groups(batch, positions)[:, start:]
+    if per_prompt:
+        groups = groups + max(1, len(positions)) * torch.arange(len(batch), device=groups.device)[:, None]
+    n_prompts = len(batch) if per_prompt else 1
+    products = _products(model, clean, replaced, layers, logits_gradient, start,
+                         cells_of(groups, n_prompts * max(1, len(positions))))
+    return products.unflatten(0, (n_prompts, -1)) / len(points)
 
 
 def _tap_gradients(loss: Tensor, taps: Taps) -> Taps:
@@ -177,26 +203,47 @@ def _products(
     layers: Sequence[LayerGradient],
     logits_gradient: Float[Tensor, "batch d_model"],
     start: int,
-) -> Float[Tensor, "src channel"]:
-    """The scores, summed over the batch: one matrix product a layer, for as many prompts at a time as memory allows.
+    parts: Cells,
+) -> Float[Tensor, "part src channel"]:
+    """The scores, each summed over the tokens of one part: one matrix product a layer and part, for as many prompts at
+    a time as memory allows.
 
     A layer's heads are taken together with the MLP before them. Products that are not edges are not read.
     """
     graph = model.graph()
     n_srcs = len(graph.srcs)
     batch, window, d_model = layers[0].mlp.shape
-    scores = layers[0].u.new_zeros(n_srcs, len(graph.channels))
+    scores = layers[0].u.new_zeros(len(parts), n_srcs, len(graph.channels))
     bytes_per_prompt = (n_srcs + 3 * model.n_heads + 1) * window * d_model * scores.element_size()
+    if len(parts) > 1:
+        bytes_per_prompt *= 2
     size = max(1, PRODUCT_BYTES // bytes_per_prompt)
     for rows in (slice(i, i + size) for i in range(0, batch, size)):
         changes = differences(model, clean, replaced, start, rows, scores.dtype)
-        flat = changes.flatten(1)
+        cells = [_within(part, rows, batch, window) for part in parts]
+        of_part = [_at(changes, cell) for cell in cells]
         for layer in range(model.n_layers + 1):
             gradient, channels = _channel_gradients(model, layers, layer, rows)
             n_read = int(graph.n_srcs_read[channels].max())
-            scores[:n_read, channels] += flat[:n_read] @ gradient.flatten(1).T
-        scores[:, -1] += torch.einsum("sbd,bd->s", changes[:, :, -1], logits_gradient[rows].to(scores.dtype))
+            for part, cell in enumerate(cells):
+                scores[part, :n_read, channels] += of_part[part][:n_read] @ _at(gradient, cell).T
+        last = torch.einsum("sbd,bd->bs", changes[:, :, -1], logits_gradient[rows].to(scores.dtype))
+        for part, cell in enumerate(cells):
+            scores[part, :, -1] += last[cell[cell % window == window - 1] // window].sum(0)
     return scores
+
+
+def _within(part: Int[Tensor, " _"], rows: slice, batch: int, window: int) -> Int[Tensor, " _"]:
+    """The tokens of a part that belong to some prompts, counted from the first of these."""
+    first, end, _ = rows.indices(batch)
+    return part[(part >= first * window) & (part < end * window)] - first * window
+
+
+def _at(values: Float[Tensor, "n batch pos d_model"], cell: Int[Tensor, " _"]) -> Float[Tensor, "n tokens_d_model"]:
+    """The values at some tokens, side by side; without a copy where these are all."""
+    if len(cell) == values.shape[1] * values.shape[2]:
+        return values.flatten(1)
+    return values.flatten(1, 2)[:, cell].flatten(1)
 
 
 def _channel_gradients(

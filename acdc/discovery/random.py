@@ -9,7 +9,7 @@ from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
-from acdc.task import Batch
+from acdc.task import Batch, position_names
 from acdc.transformer import Transformer
 
 
@@ -21,6 +21,7 @@ def random(
     seed: int = 0,
     ablation: str = "resample",
     kv: KV = "head",
+    positions: str = "all",
     progress: bool = False,
 ) -> EdgeScores:
     """s(edge) uniform in [-1, 1), each edge on its own.
@@ -32,7 +33,7 @@ def random(
     if seed < 0:
         raise AcdcError(f"seed={seed}: it must be 0 or more")
     check_ablation(batches, ablation)
-    graph = model.graph(kv)
+    graph = model.graph(kv, position_names(batches, positions))
     values = np.random.default_rng(seed).uniform(-1, 1, graph.n_edges)
     provenance = {"method": "random", "method_options": {"seed": seed}, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, values, provenance)

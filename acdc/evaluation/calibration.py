@@ -119,7 +119,7 @@ def calibrate(
     threshold = float(chosen.min()) if size else math.inf
     strata = _strata(scores, threshold)
     edges, stratum, weight = _draw(strata, n, seed)
-    effects = exact_effects(model, batches, metric, edges, ablation=ablation, kv=scores.graph.kv, progress=progress)
+    effects = exact_effects(model, batches, metric, edges, ablation=ablation, graph=scores.graph, progress=progress)
     if not np.isfinite(effects).all():
         raise AcdcError(f"metric {metric.name!r} is not finite; check the model's weights")
     sample = Sample(edges, stratum, weight, scores.values[edges], effects.mean(1), *_distinguishable(effects))

@@ -42,12 +42,14 @@ def assert_same(ours, sequential, family):
     metric=st.sampled_from(["kl_divergence", "logit_difference", "probability_difference"]),
     ablation=st.sampled_from(["resample", "mean_over_positions"]), kv=st.sampled_from(["head", "group"]),
     shapes=st.lists(st.tuples(st.integers(1, 3), st.integers(2, 7)), min_size=1, max_size=2),
-    memory=st.sampled_from([1e-9, 1e-4, 1.0]),
+    memory=st.sampled_from([1e-9, 1e-4, 1.0]), positions=st.sampled_from(["all", "each", "roles"]),
 )
-def test_decisions_are_those_of_sequential_acdc(family, seed, log_threshold, metric, ablation, kv, shapes, memory):
+def test_decisions_are_those_of_sequential_acdc(family, seed, log_threshold, metric, ablation, kv, shapes, memory,
+                                                positions):
     model = tiny(family)
+    shapes = shapes[:1] if positions == "each" else shapes
     batches = [make_batch(n, length, seed + i, first=length // 2) for i, (n, length) in enumerate(shapes)]
-    options = {"threshold": 10**log_threshold, "ablation": ablation, "kv": kv}
+    options = {"threshold": 10**log_threshold, "ablation": ablation, "kv": kv, "positions": positions}
     ours = acdc(model, batches, METRICS[metric], memory_gib=memory, **options)
     assert_same(ours, acdc_sequential(model, batches, METRICS[metric], **options), family)
 
@@ -164,7 +166,7 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
     with pytest.raises(AcdcError, match="not a journal"):
         acdc(model, batches, threshold=0.5, journal=path)
     assert path.read_text() == "my thesis"
-    path.write_bytes(content[:-20].replace(b'"srcs"', b'"src') + content[-20:])
+    path.write_bytes(content[:-20].replace(b'"edges"', b'"edge') + content[-20:])
     with pytest.raises(AcdcError, match="damaged"):
         acdc(model, batches, threshold=0.5, journal=path)
 

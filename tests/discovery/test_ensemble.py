@@ -35,7 +35,7 @@ SLOW = {"rank": slow_rank, "zscore": slow_zscore}
 def returns(monkeypatch, name, values):
     """Registers a method of fixed scores; what is left out is 0."""
 
-    def method(model, batches, metric, *, ablation, kv, progress):
+    def method(model, batches, metric, *, ablation, kv, positions, progress):
         graph = model.graph(kv)
         return EdgeScores(graph, np.concatenate([values, np.zeros(graph.n_edges - len(values))]))
 

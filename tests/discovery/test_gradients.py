@@ -12,10 +12,17 @@ from acdc.discovery.eap_clean_corrupted import eap_clean_corrupted
 from acdc.discovery.eap_ig import eap_ig
 from acdc.errors import AcdcError
 from acdc.metrics import METRICS
+from acdc.task import position_groups
 
 
 def naive_scores(model, batch, metric, points, ablation="resample"):
-    """One autograd pass a point, with a tensor of its own for what each channel reads; then edge by edge."""
+    """The mean over prompts of the naive products, edge by edge."""
+    products = naive_products(model, batch, metric, points, ablation)
+    return np.array([float(products[edge].sum()) / len(batch) for edge in model.graph().edge_names])
+
+
+def naive_products(model, batch, metric, points, ablation="resample"):
+    """By edge, token by token. One autograd pass a point, with a tensor of its own for what each channel reads."""
     naive, graph = NaiveModel(model.hf), model.graph()
     with torch.no_grad():
         reference, clean = naive.run(batch.clean, graph)
@@ -24,7 +31,7 @@ def naive_scores(model, batch, metric, points, ablation="resample"):
             replaced = {name: torch.zeros_like(value) for name, value in replaced.items()}
         if ablation == "mean":
             replaced = {name: value.mean(0, keepdim=True).expand_as(value) for name, value in replaced.items()}
-    scores = np.zeros(graph.n_edges)
+    products = dict.fromkeys(graph.edge_names, torch.zeros(()))
     for point in points:
         leaves: dict[str, torch.Tensor] = {}
         embedding = replaced["input"] + point * (clean["input"] - replaced["input"])
@@ -35,8 +42,9 @@ def naive_scores(model, batch, metric, points, ablation="resample"):
         for edge in range(graph.n_edges):
             src = graph.srcs[graph.edge_src[edge]].name
             channel = graph.channels[graph.edge_channel[edge]].name
-            scores[edge] += float(((replaced[src] - clean[src]) * grads[channel]).sum())
-    return scores / len(points) / len(batch)
+            product = ((replaced[src] - clean[src]) * grads[channel]).sum(-1) / len(points)
+            products[f"{src}->{channel}"] = products[f"{src}->{channel}"] + product
+    return products
 
 
 def assert_close(ours, expected, rtol=1e-5):
@@ -134,14 +142,48 @@ def test_group_scores_are_sums_of_head_scores(family):
     model, batch = tiny(family), make_batch()
     heads, groups = (eap_ig(model, [batch], kv=kv) for kv in ("head", "group"))
     matrix = heads.graph.to_matrix(heads.values)
-    summed = np.zeros((len(groups.graph.srcs), len(groups.graph.channels)))
+    summed = np.zeros(groups.graph.exists.shape)
     for column, into in enumerate(groups.graph.channel_of_per_head):
         summed[:, into] += matrix[:, column]
     np.testing.assert_allclose(groups.values, groups.graph.from_matrix(summed), atol=1e-12)
 
 
-def test_prompts_in_chunks_give_the_same_scores(monkeypatch):
+@pytest.mark.parametrize("positions", ["each", "roles"])
+def test_scores_by_position_are_the_naive_ones(family, positions):
+    model, batch, metric = tiny(family), make_batch(), METRICS["logit_difference"]
+    scores = eap(model, [batch], metric, positions=positions)
+    graph = scores.graph
+    products = naive_products(model, batch, metric, [1.0])
+    at = position_groups(batch, graph.positions)
+    expected = []
+    for edge in range(graph.n_edges):
+        there = products[graph.edge_name(edge).split("@")[0]] * (at == graph.edge_position[edge])
+        expected.append(float(there.sum()) / len(batch))
+    assert_close(scores.values, np.array(expected))
+
+
+@pytest.mark.parametrize(("positions", "kv"), [("all", "head"), ("roles", "group")])
+@pytest.mark.parametrize("ablation", ["resample", "mean"])
+def test_scores_of_a_prompt_are_those_that_it_has_alone(ablation, positions, kv):
+    model, batches = tiny("qwen2"), [make_batch(3, 7), make_batch(2, 7, seed=1)]
+    options = {"positions": positions, "kv": kv, "per_prompt": True, "ablation": ablation}
+    scores = eap_ig(model, batches, steps=2, **options)
+    assert scores.per_prompt.shape == (5, scores.graph.n_edges)
+    np.testing.assert_allclose(scores.per_prompt.mean(0), scores.values, atol=1e-6)
+    if ablation == "resample":
+        for row, batch, i in ((0, batches[0], 0), (2, batches[0], 2), (4, batches[1], 1)):
+            tensors = (getattr(batch, name)[i : i + 1] for name in ("clean", "corrupted", "answer", "wrong"))
+            alone = eap_ig(model, [type(batch)(*tensors, batch.examples[i : i + 1])], steps=2, **options)
+            by_name = [alone[name] for name in scores.graph.edge_names]
+            np.testing.assert_allclose(scores.per_prompt[row], by_name, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": "roles", "per_prompt": True}])
+def test_prompts_in_chunks_give_the_same_scores(monkeypatch, options):
     model, batch = tiny("llama"), make_batch(5)
-    whole = eap_ig(model, [batch]).values
+    whole = eap_ig(model, [batch], **options)
     monkeypatch.setattr(gradients, "PRODUCT_BYTES", 1)
-    np.testing.assert_allclose(eap_ig(model, [batch]).values, whole, atol=1e-12)
+    chunked = eap_ig(model, [batch], **options)
+    np.testing.assert_allclose(chunked.values, whole.values, atol=1e-12)
+    if options:
+        np.testing.assert_allclose(chunked.per_prompt, whole.per_prompt, atol=1e-7)
