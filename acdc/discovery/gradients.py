@@ -15,7 +15,7 @@ The first term is linear in u, so that u is summed over the steps of a path firs
 per position, head and step: only one product with W and one with the differences is made, however many steps there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,10 @@ class LayerGradient:
     mlp: Resid
 
 
+# (model, clean run, loss of the logits, start) -> the gradients of each layer, and at the final norm
+Backward = Callable[[Transformer, Activations, Callable[[Tensor], Tensor], int], tuple[list[LayerGradient], Tensor]]
+
+
 def attribute(
     model: Transformer,
     batches: Sequence[Batch],
@@ -65,10 +69,12 @@ def attribute(
     ablation: str,
     progress: bool,
     provenance: dict,
+    backward: Backward | None = None,
 ) -> EdgeScores:
     """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
 
-    The clean run itself, point 1, can only be the first.
+    The clean run itself, point 1, can only be the first. `backward` stands in for HF's own backward pass, at the clean
+    run, the only point then.
     Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
     run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
     """
@@ -79,7 +85,8 @@ def attribute(
     total = np.zeros(graph.per_head.exists.shape)
     with frozen(model):
         for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            total += _attribute_batch(model, batch, metric, points, replace(batch)).double().cpu().numpy()
+            scores = _attribute_batch(model, batch, metric, points, replace(batch), backward)
+            total += scores.double().cpu().numpy()
     total /= sum(len(batch) for batch in batches)
     grouped = np.zeros(graph.exists.shape)
     np.add.at(grouped.T, graph.channel_of_per_head, total.T)
@@ -96,10 +103,16 @@ def check_start(method: str, model: Transformer, ablation: str) -> None:
 
 
 def _attribute_batch(
-    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement
+    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement,
+    backward: Backward | None = None,
 ) -> Float[Tensor, "src channel"]:
     start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
+    if backward is not None:
+        assert list(points) == [1.0], points
+        clean = record(model, batch.clean)
+        gradients = backward(model, clean, lambda logits: metric.loss(logits, batch, logits.detach()), start)
+        return _products(model, clean, replaced, *gradients, start)
     clean = None if 1.0 in points else record(model, batch.clean)
     assert 1.0 not in points[1:], points
     layers: list[LayerGradient] = []
