@@ -39,8 +39,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover = command("discover", "find a circuit and write it, its pictures and a report to a folder")
     discover.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
     discover.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
-    discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_clean_corrupted, exact, acdc, "
-                          "acdc_sequential, ensemble or random")
+    discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_clean_corrupted, relp, gim, exact, "
+                          "acdc, acdc_sequential, ensemble or random")
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")

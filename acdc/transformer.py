@@ -4,7 +4,7 @@ The model stays HuggingFace's own; nothing is converted. What is computed here i
 chosen heads on chosen positions) is checked against HF's logits when a model is loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,10 +101,12 @@ class Transformer:
         k: Float[Tensor, "batch key head d_head"],
         v: Float[Tensor, "batch key head d_head"],
         query_start: int,
+        softmax: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch query head d_head"]:
         """Attention of some heads, from what their projections return to z (before W_O).
 
-        Keys are at positions 0, 1, ...; queries at `query_start`, `query_start` + 1, ...
+        Keys are at positions 0, 1, ...; queries at `query_start`, `query_start` + 1, ... `softmax`: what makes the
+        pattern out of scores, over their last axis, in place of the softmax.
         """
         q_positions = torch.arange(query_start, query_start + q.shape[1], device=q.device)
         k_positions = torch.arange(k.shape[1], device=q.device)
@@ -115,7 +117,7 @@ class Transformer:
             k = rotate(k, *attention.rotary(k_positions[None]))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         visible = self._visible(q_positions, k_positions, attention.window)
-        if attention.softcap is None and not attention.softmax_float32:
+        if softmax is None and attention.softcap is None and not attention.softmax_float32:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=attention.scaling).transpose(1, 2)
         scores = (q @ k.mT) * attention.scaling
         if attention.softcap is not None:
@@ -123,7 +125,9 @@ class Transformer:
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         softmax_dtype = torch.float32 if attention.softmax_float32 else torch.promote_types(q.dtype, torch.float32)
-        return (scores.softmax(-1, dtype=softmax_dtype).to(v.dtype) @ v).transpose(1, 2)
+        scores = scores.to(softmax_dtype)
+        pattern = scores.softmax(-1) if softmax is None else softmax(scores)
+        return (pattern.to(v.dtype) @ v).transpose(1, 2)
 
     def _visible(
         self, query: Int[Tensor, " query"], key: Int[Tensor, " key"], window: int | None

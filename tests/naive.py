@@ -122,7 +122,7 @@ class NaiveModel:
             if self.attn_post:
                 post = getattr(layer, self.attn_post)
                 total = sum(raws)
-                rstd = torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + post.eps)  # type: ignore[union-attr]
+                rstd = self.rstd(total, post)
                 raws = [raw * rstd * (1 + post.weight) for raw in raws]
             heads = {f"a{i}.h{h}": raw for h, raw in enumerate(raws)}
             if self.parallel:
@@ -137,6 +137,9 @@ class NaiveModel:
         logits = self.hf.get_output_embeddings()(self.final_norm(read("logits")))[:, -1]
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return (logits if cap is None else torch.tanh(logits / cap) * cap), wrote
+
+    def rstd(self, x: Tensor, norm: Any) -> Tensor:
+        return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
 
     def mlp(self, layer: Any, x: Tensor) -> Tensor:
         out = layer.mlp(getattr(layer, self.mlp_norm)(x))

@@ -104,8 +104,8 @@ class Attention:
     scaling: float
     out_transposed: bool = False
     rotary: Callable[[Int[Tensor, "1 pos"]], tuple[Tensor, Tensor]] | None = None
-    q_norm: nn.Module | None = None
-    k_norm: nn.Module | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
     window: int | None = None
     softcap: float | None = None
     softmax_float32: bool = False
@@ -123,7 +123,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer. `attn_post`, `mlp_post`: norms of what attention and MLP add to the residual stream (Gemma 2, 3)."""
+    """One layer. `attn_post`, `mlp_post`: norms of what attention and MLP add to the residual stream (Gemma 2, 3).
+
+    `mlp_act`: the MLP's activation function, None where it has none. `gated_down`: in a gated MLP, the projection that
+    reads act(gate) * up; None in others.
+    """
 
     module: nn.Module
     attn_norm: Norm
@@ -132,6 +136,8 @@ class Block:
     mlp: Any
     attn_post: Norm | None = None
     mlp_post: Norm | None = None
+    mlp_act: nn.Module | None = None
+    gated_down: nn.Module | None = None
 
     def mlp_output(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the MLP adds to the residual stream when it reads x."""
@@ -151,6 +157,6 @@ class Anatomy:
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """Every norm of the model."""
+        """Every norm of the residual stream, and of what is added to it."""
         of_blocks = (norm for b in self.blocks for norm in (b.attn_norm, b.attn_post, b.mlp_norm, b.mlp_post))
         return (*(norm for norm in of_blocks if norm is not None), self.final_norm)

@@ -26,6 +26,9 @@ def gemma(hf: Any) -> Anatomy:
         reference = body.embed_tokens.weight
         return body.rotary_emb(reference, positions, *([layer_type] if rotary_by_type else []))
 
+    def head_norm(block: Any, name: str) -> Norm | None:
+        return gemma_norm(getattr(block.self_attn, name)) if hasattr(block.self_attn, name) else None
+
     blocks = tuple(
         Block(
             module=block,
@@ -35,14 +38,16 @@ def gemma(hf: Any) -> Anatomy:
                 out=block.self_attn.o_proj,
                 scaling=block.self_attn.scaling,
                 rotary=partial(rotary, config.layer_types[layer]),
-                q_norm=getattr(block.self_attn, "q_norm", None),
-                k_norm=getattr(block.self_attn, "k_norm", None),
+                q_norm=head_norm(block, "q_norm"),
+                k_norm=head_norm(block, "k_norm"),
                 window=config.sliding_window if config.layer_types[layer] == "sliding_attention" else None,
                 softcap=None if rotary_by_type else config.attn_logit_softcapping,
                 softmax_float32=config._attn_implementation == "eager",
             ),
             mlp_norm=gemma_norm(block.pre_feedforward_layernorm),
             mlp=block.mlp,
+            mlp_act=block.mlp.act_fn,
+            gated_down=block.mlp.down_proj,
             attn_post=gemma_norm(block.post_attention_layernorm),
             mlp_post=gemma_norm(block.post_feedforward_layernorm),
         )

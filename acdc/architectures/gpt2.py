@@ -26,6 +26,7 @@ def gpt2(hf: Any) -> Anatomy:
             ),
             mlp_norm=layer_norm(block.ln_2),
             mlp=block.mlp,
+            mlp_act=getattr(block.mlp, "act", None),
         )
         for block in body.h
     )

@@ -25,6 +25,7 @@ def gpt_neox(hf: Any) -> Anatomy:
             ),
             mlp_norm=layer_norm(layer.post_attention_layernorm),
             mlp=layer.mlp,
+            mlp_act=getattr(layer.mlp, "act", None),
         )
         for layer in body.layers
     )

@@ -32,6 +32,9 @@ def llama(hf: Any) -> Anatomy:
         own = getattr(block.self_attn, "sliding_window", None)
         return config.sliding_window if config.model_type == "mistral" else own
 
+    def head_norm(block: Any, name: str) -> Norm | None:
+        return rms_norm(getattr(block.self_attn, name)) if hasattr(block.self_attn, name) else None
+
     blocks = tuple(
         Block(
             module=block,
@@ -41,13 +44,15 @@ def llama(hf: Any) -> Anatomy:
                 out=block.self_attn.o_proj,
                 scaling=block.self_attn.scaling,
                 rotary=lambda positions: body.rotary_emb(body.embed_tokens.weight, positions),
-                q_norm=getattr(block.self_attn, "q_norm", None),
-                k_norm=getattr(block.self_attn, "k_norm", None),
+                q_norm=head_norm(block, "q_norm"),
+                k_norm=head_norm(block, "k_norm"),
                 window=window(block),
                 softmax_float32=config._attn_implementation == "eager",
             ),
             mlp_norm=rms_norm(block.post_attention_layernorm),
             mlp=block.mlp,
+            mlp_act=getattr(block.mlp, "act_fn", None),
+            gated_down=getattr(block.mlp, "down_proj", None),
         )
         for block in body.layers
     )

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from acdc.circuit import EdgeScores
-from acdc.discovery import acdc, acdc_sequential, eap, eap_clean_corrupted, eap_ig, ensemble, exact, random
+from acdc.discovery import acdc, acdc_sequential, eap, eap_clean_corrupted, eap_ig, ensemble, exact, gim, random, relp
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
     "eap": eap.eap,
     "eap_ig": eap_ig.eap_ig,
     "eap_clean_corrupted": eap_clean_corrupted.eap_clean_corrupted,
+    "relp": relp.relp,
+    "gim": gim.gim,
     "exact": exact.exact,
     "acdc": acdc.acdc,
     "acdc_sequential": acdc_sequential.acdc_sequential,

@@ -15,7 +15,7 @@ The first term is linear in u, so that u is summed over the steps of a path firs
 per position, head and step: only one product with W and one with the differences is made, however many steps there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,10 @@ class LayerGradient:
     mlp: Resid
 
 
+# (model, clean run, loss of the logits, start) -> the gradients of each layer, and at the final norm
+Backward = Callable[[Transformer, Activations, Callable[[Tensor], Tensor], int], tuple[list[LayerGradient], Tensor]]
+
+
 def attribute(
     model: Transformer,
     batches: Sequence[Batch],
@@ -68,11 +72,13 @@ def attribute(
     provenance: dict,
     positions: str = "all",
     per_prompt: bool = False,
+    backward: Backward | None = None,
 ) -> EdgeScores:
     """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
 
     The clean run itself, point 1, can only be the first. `positions`: what edges are told apart by, see
     `task.position_names`. `per_prompt`: also what each prompt alone scores, in float32; 4 bytes a prompt and edge.
+    `backward` stands in for HF's own backward pass, at the clean run, the only point then.
     Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
     run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
     """
@@ -83,7 +89,8 @@ def attribute(
     total, alone = np.zeros(graph.n_edges), []
     with frozen(model):
         for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            products = _attribute_batch(model, batch, metric, points, replace(batch), graph.positions, per_prompt)
+            products = _attribute_batch(model, batch, metric, points, replace(batch), graph.positions,
+                                        per_prompt, backward)
             scores = _of_edges(graph, products.cpu().numpy())
             total += scores.sum(0)
             if per_prompt:
@@ -115,11 +122,19 @@ def check_start(method: str, model: Transformer, ablation: str) -> None:
 
 def _attribute_batch(
     model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement,
-    positions: Sequence[str], per_prompt: bool,
+    positions: Sequence[str], per_prompt: bool, backward: Backward | None,
 ) -> Float[Tensor, "prompt position src channel"]:
     """The sum over prompts of the scores, as one prompt; or the scores of each."""
     start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
+    n_prompts, n_positions = len(batch) if per_prompt else 1, max(1, len(positions))
+    prompt = torch.arange(len(batch), device=batch.clean.device)[:, None] if per_prompt else 0
+    parts = cells_of(position_groups(batch, positions)[:, start:] + n_positions * prompt, n_prompts * n_positions)
+    if backward is not None:
+        assert list(points) == [1.0], points
+        clean = record(model, batch.clean)
+        gradients = backward(model, clean, lambda logits: metric.loss(logits, batch, logits.detach()), start)
+        return _products(model, clean, replaced, *gradients, start, parts).unflatten(0, (n_prompts, -1))
     clean = None if 1.0 in points else record(model, batch.clean)
     assert 1.0 not in points[1:], points
     layers: list[LayerGradient] = []
@@ -147,12 +162,7 @@ def _attribute_batch(
                 layers[layer].mlp.add_(mlp)
                 layers[layer].steps.append((head.x_hat, head.along))
     assert clean is not None
-    groups = position_groups(batch, positions)[:, start:]
-    if per_prompt:
-        groups = groups + max(1, len(positions)) * torch.arange(len(batch), device=groups.device)[:, None]
-    n_prompts = len(batch) if per_prompt else 1
-    products = _products(model, clean, replaced, layers, logits_gradient, start,
-                         cells_of(groups, n_prompts * max(1, len(positions))))
+    products = _products(model, clean, replaced, layers, logits_gradient, start, parts)
     return products.unflatten(0, (n_prompts, -1)) / len(points)
 
 

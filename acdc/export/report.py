@@ -33,6 +33,12 @@ METHODS = {
     "(Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806).",
     "eap_clean_corrupted": "Edge attribution patching with the mean of two gradients, on the clean and on the "
     "corrupted run (Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806).",
+    "relp": "Relevance patching is edge attribution patching with a gradient that follows the rules of layer-wise "
+    "relevance propagation at norms, activation functions and gates (Rezaei Jafari, Eberle, Khakzar and Nanda 2025, "
+    "*RelP: Faithful and Efficient Circuit Discovery via Relevance Patching*, arXiv 2508.21258).",
+    "gim": "Gradient interaction modifications: edge attribution patching with a gradient that holds norms' scales "
+    "constant, softens the softmax of attention and is shared out where factors are multiplied (Edin et al. 2025, "
+    "*GIM: Improved Interpretability for Large Language Models*, arXiv 2505.17630).",
     "ensemble": "The scores of several methods were put on one scale, by their root mean square or by rank, and "
     "averaged. A score here has the sign of the effect, but no unit.",
     "random": "The scores are random numbers: a baseline, which says nothing about the model.",

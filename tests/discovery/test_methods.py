@@ -80,11 +80,12 @@ def test_prompts_count_once_however_they_are_batched(method):
 
 
 def test_a_metric_without_gradient_is_refused_by_gradient_methods():
-    for name in ("eap", "eap_ig", "eap_clean_corrupted", "ensemble"):
+    for name in ("eap", "eap_ig", "eap_clean_corrupted", "relp", "gim", "ensemble"):
         with pytest.raises(AcdcError, match="no gradient"):
             METHODS[name](tiny("gpt2"), [make_batch()], METRICS["accuracy"])
-    with pytest.raises(AcdcError, match="every score would be 0"):
-        METHODS["eap"](tiny("gpt2"), [make_batch()], METRICS["kl_divergence"])
+    for name in ("eap", "relp", "gim"):
+        with pytest.raises(AcdcError, match="every score would be 0"):
+            METHODS[name](tiny("gpt2"), [make_batch()], METRICS["kl_divergence"])
     with pytest.raises(AcdcError, match="steps=0"):
         METHODS["eap_ig"](tiny("gpt2"), [make_batch()], LOGIT_DIFFERENCE, steps=0)
     with pytest.raises(AcdcError, match="finite number"):
