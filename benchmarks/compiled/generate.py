@@ -255,6 +255,7 @@ def used_when_run(weights: Weights, batches: Sequence[Pairs], ablation: str) -> 
         inside = [edge for edge, effect in effects.items() if effect > MOVED]
         outside = [edge for edge in effects if edge not in inside]
         rest = max(movement(weights, pairs, ablation, outside)[:, at].max() for pairs in batches)
+        assert rest < MOVED, f"{ablation}: the edges that matter alone do not suffice, {rest}"
         found[where] = {
             "edges": [name(edge) for edge in inside],
             "least_inside": float(min(effects[edge] for edge in inside)),
