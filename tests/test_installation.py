@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from test_layers import MODULES, in_fresh_python
 
+from acdc.benchmarks.compiled.load import COMPILED
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,6 +42,11 @@ def test_a_wheel_holds_every_module(wheel):
     names = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in wheel
              if name.endswith(".py")}
     assert names == set(MODULES)
+
+
+def test_a_wheel_holds_the_compiled_models(wheel):
+    files = {f"acdc/benchmarks/compiled/{name}.{kind}" for name in COMPILED for kind in ("json", "safetensors")}
+    assert files == {name for name in wheel if name.endswith((".json", ".safetensors"))}
 
 
 def test_only_acdc_can_be_imported():
