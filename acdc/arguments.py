@@ -44,6 +44,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
+    discover.add_argument("--positions", default="all", help="edges for all token positions together (all), for each, "
+                          "or for the roles that the task names (roles)")
     discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
     discover.add_argument("--steps", type=int, help="eap_ig: points on the path (default 5)")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
@@ -51,6 +53,9 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--threshold", type=float, help="acdc: keep an edge if the loss rises by this much without "
                           "it (default 0.01)")
     discover.add_argument("--effect", help="acdc: signed (default), or absolute to keep also what hurts")
+    discover.add_argument("--pattern", help="relp: gradient at attention patterns, derivative (default) or constant")
+    discover.add_argument("--temperature", type=float, help="gim: of the softmax whose gradient is taken (default 2)")
+    discover.add_argument("--gate", type=float, help="gim: factor of the gradient in gated MLPs (default 0.5)")
     discover.add_argument("--order", help="acdc: try the srcs of a channel from the latest (default) or the earliest")
     discover.add_argument("--shortlist", help="acdc: try only so many edges (500) or such a share (2%%), those of the "
                           "highest |eap_ig score|; all others are removed untested")
@@ -66,8 +71,10 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--greedy", action="store_true", help="with --size: grow the circuit from the logits")
     discover.add_argument("--drop-dangling", action="store_true", help="then drop edges on no path from input to "
                           "logits")
-    discover.add_argument("--calibrate", type=int, default=0, metavar="EDGES", help="then patch so many edges exactly, "
-                          "to see how far their scores can be trusted; 0: none")
+    discover.add_argument("--resamples", type=int, default=1000, help="draw the prompts anew so often, to see how much "
+                          "the circuit owes to them, where the method has scores of single prompts; 0: never")
+    discover.add_argument("--calibrate", type=int, default=60, metavar="EDGES", help="then patch so many edges "
+                          "exactly, to see how far their scores can be trusted; 0: none")
     discover.add_argument("--out", type=Path, help="folder to write (default: circuits/MODEL-TASK-METHOD)")
     discover.add_argument("--overwrite", action="store_true", help="replace the circuit that is there")
 
@@ -152,8 +159,10 @@ def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
 def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -> dict[str, Any]:
     """The options given for this method; one that it does not take is an error."""
     from acdc.discovery.ensemble import COMBINE, choose_methods
+    from acdc.discovery.relp import PATTERN
 
-    names = ("steps", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal")
+    names = ("steps", "methods", "combine", "pattern", "temperature", "gate", "threshold", "effect", "order",
+             "shortlist", "memory_gib", "journal")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
@@ -173,6 +182,9 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     choose("effect", given.get("effect", "signed"), {"signed": None, "absolute": None})
     choose("order", given.get("order", "latest"), {"latest": None, "earliest": None})
     choose("combine", given.get("combine", "zscore"), COMBINE)
+    choose("pattern", given.get("pattern", "derivative"), dict.fromkeys(PATTERN))
+    if not 0 < given.get("temperature", 1) < math.inf:
+        raise AcdcError(f"--temperature {given['temperature']}: it must be a number above 0")
     if "methods" in given:
         given["methods"] = [name.strip() for name in given["methods"].split(",")]
         choose_methods(given["methods"])
@@ -183,8 +195,13 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
 
 def check_selection(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before anything is computed."""
+    from acdc.task import POSITIONS
+
     choose("ranking", arguments.by, {"signed": None, "magnitude": None})
     choose("kv", arguments.kv, {"head": None, "group": None})
+    choose("positions", arguments.positions, dict.fromkeys(POSITIONS))
+    if arguments.resamples < 0:
+        raise AcdcError(f"--resamples {arguments.resamples}: it must be 0 or more")
     if arguments.size is not None:
         size_of(arguments.size)
     if arguments.above is not None and not math.isfinite(arguments.above):

@@ -182,11 +182,11 @@ class Circuit:
         from_input = np.zeros((len(graph.srcs), graph.n_positions), dtype=bool)
         from_input[0] = True
         for c, channel in enumerate(graph.channels):
-            from_input[fed[c]] |= _moved(channel, (matrix[:, c] & from_input).any(0))
+            from_input[fed[c]] |= _moved(channel, np.asarray((matrix[:, c] & from_input).any(0)))
         to_logits = np.zeros_like(from_input)
         useful = np.zeros((len(graph.channels), graph.n_positions), dtype=bool)
         for c, channel in reversed(list(enumerate(graph.channels))):
-            useful[c] = channel.node.kind == "logits" or _moved(channel, to_logits[fed[c]].any(0))
+            useful[c] = channel.node.kind == "logits" or _moved(channel, np.asarray(to_logits[fed[c]].any(0)))
             to_logits |= matrix[:, c] & useful[c]
         kept = graph.from_matrix(matrix & from_input[:, None] & useful[None, :])
         return Circuit(graph, kept, self.scores, self.provenance)

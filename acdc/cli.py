@@ -28,7 +28,8 @@ from acdc.arguments import (
 from acdc.errors import AcdcError
 from acdc.output_folder import OutputFolder, output_folder, write_file
 
-OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "report.md")
+OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "edges.csv", "report.md")
+MOST_PROMPT_SCORES = 2**31  # bytes
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it, by device
 
 
@@ -80,8 +81,11 @@ def _log_shown() -> Iterator[None]:
 def _discover(arguments: argparse.Namespace) -> None:
     from acdc.circuit import Circuit
     from acdc.discovery import METHODS
+    from acdc.evaluation.bootstrap import bootstrap
+    from acdc.evaluation.calibration import calibrate
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve, measure
     from acdc.metrics import METRICS
+    from acdc.task import position_names
 
     method = choose("method", arguments.method, METHODS)
     options = method_options(arguments, method)
@@ -102,41 +106,37 @@ def _discover(arguments: argparse.Namespace) -> None:
         _say(f"{len(task)} pairs of prompts such as {task.examples[0].clean!r} -> {task.examples[0].answer!r}")
         measured: dict[str, Any] = {"ablation": arguments.ablation, "progress": sys.stderr.isatty()}
         measure(model, [], batches, metric, **measured)  # refuses a task that the model cannot do, before the work
-        size = None if arguments.size is None else size_of(arguments.size, model.graph(arguments.kv).n_edges)
+        graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
+        size = None if arguments.size is None else size_of(arguments.size, graph.n_edges)
+        scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
         with _timed(seconds, "discover"):
             if "shortlist" in options:
-                n = size_of(options["shortlist"], model.graph(arguments.kv).n_edges, "--shortlist")
-                candidates = METHODS["eap_ig"](model, batches, metric, kv=arguments.kv, **measured)
-                options["shortlist"] = candidates.top(n, by="magnitude")
-            scores = method(model, batches, loss, kv=arguments.kv, **options, **measured)
+                n = size_of(options["shortlist"], graph.n_edges, "--shortlist")
+                options["shortlist"] = METHODS["eap_ig"](model, batches, metric, **scoring).top(n, by="magnitude")
+            if _resamples(arguments, method, task, graph):
+                options["per_prompt"] = True
+            scores = method(model, batches, loss, **options, **scoring)
         with _timed(seconds, "evaluate"):
             curves = [faithfulness_curve(model, scores, batches, metric, by=by, **measured)
                       for by in ("magnitude", "signed")]
-            chosen = None
-            threshold = scores.provenance["method_options"].get("threshold")
-            if arguments.above is not None:
-                circuit = scores.above(arguments.above, by=arguments.by)
-            elif size is None and threshold is not None:
-                absolute = scores.provenance["method_options"].get("effect") == "absolute"
-                circuit = scores.above(threshold, by="magnitude" if absolute else "signed")
-            else:
-                curve = next(curve for curve in curves if curve.by == arguments.by)
-                if size is None:
-                    chosen = curve.smallest_faithful() or curve.points[-1]
-                    size = chosen.n_edges
-                circuit = (scores.greedy if arguments.greedy else scores.top)(size, by=arguments.by)
+            circuit, by, chosen = _choose(arguments, scores, curves, size)
             selection = circuit.provenance["selection"]
+            size = circuit.n_edges
             if arguments.drop_dangling:
                 circuit, selection = circuit.drop_dangling(), f"{selection}, dangling edges dropped"
             result = faithfulness(model, circuit, batches, metric, **measured)
-        calibration = {}
+        trusted: dict[str, Any] = {}
+        uncertainty = None
+        if scores.per_prompt is not None:
+            with _timed(seconds, "resample"):
+                uncertainty = bootstrap(scores, size=size, by=by, n_resamples=arguments.resamples, seed=arguments.seed,
+                                        templates=[example.template for batch in batches for example in batch.examples])
+            trusted["uncertainty"] = uncertainty.summary()
         if arguments.calibrate:
-            from acdc.evaluation.calibration import calibrate
-
             with _timed(seconds, "calibrate"):
-                found = calibrate(model, scores, batches, loss, n=arguments.calibrate, size=circuit.n_edges,
-                                  seed=arguments.seed, **measured)
-            calibration = {"calibration": found.summary()}
+                found = calibrate(model, scores, batches, loss, n=arguments.calibrate, size=size, seed=arguments.seed,
+                                  **measured)
+            trusted["calibration"] = found.summary()
         provenance = {
             **circuit.provenance,
             "selection": selection,
@@ -147,16 +147,43 @@ def _discover(arguments: argparse.Namespace) -> None:
             "corrupted_metric": result.empty,
             "circuit_metric": result.circuit,
             "faithfulness": result.faithfulness,
-            **calibration,
+            **trusted,
             "command": arguments.command_line,
             "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         }
         circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
-        _write_outputs(folder, circuit, curves, chosen)
+        _write_outputs(folder, circuit, curves, chosen, uncertainty)
     if "journal" in options and not keeps_journal:
         options["journal"].unlink(missing_ok=True)
     print(_summary(circuit, curves))
     print(f"\nwritten to {folder.target}: {', '.join(OUTPUTS)}")
+
+
+def _choose(arguments: argparse.Namespace, scores: Any, curves: Sequence[Any], size: int | None
+            ) -> tuple[Any, Any, Any]:
+    """The circuit that the arguments select, by which ranking, and the point of the curve that it is, if it is one."""
+    threshold = scores.provenance["method_options"].get("threshold")
+    if arguments.above is not None:
+        return scores.above(arguments.above, by=arguments.by), arguments.by, None
+    if size is None and threshold is not None:
+        by = "magnitude" if scores.provenance["method_options"].get("effect") == "absolute" else "signed"
+        return scores.above(threshold, by=by), by, None
+    chosen = None
+    if size is None:
+        curve = next(curve for curve in curves if curve.by == arguments.by)
+        chosen = curve.smallest_faithful() or curve.points[-1]
+        size = chosen.n_edges
+    return (scores.greedy if arguments.greedy else scores.top)(size, by=arguments.by), arguments.by, chosen
+
+
+def _resamples(arguments: argparse.Namespace, method: Any, task: Any, graph: Any) -> bool:
+    """Whether to keep what each prompt scores. Methods without such scores, and one prompt, cannot be resampled."""
+    if not arguments.resamples or "per_prompt" not in inspect.signature(method).parameters or len(task) < 2:
+        return False
+    size = 4 * len(task) * graph.n_edges
+    if size > MOST_PROMPT_SCORES:
+        _say(f"note: the scores of all prompts would take {size / 2**30:.1f} GiB, so nothing is resampled")
+    return size <= MOST_PROMPT_SCORES
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -334,8 +361,9 @@ def _read_circuit(path: Path) -> Any:
         raise AcdcError(f"{path} is not a circuit file: it is not UTF-8 text") from error
 
 
-def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], chosen: Any) -> None:
+def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], chosen: Any, uncertainty: Any) -> None:
     from acdc.export.curve_figure import curve_figure
+    from acdc.export.edge_table import edge_table
     from acdc.export.figure import circuit_figure, save_figure
     from acdc.export.json_file import circuit_to_json
     from acdc.export.report import report
@@ -347,7 +375,8 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
     save_figure(drawing, folder.path / "circuit.svg")
     save_figure(drawing, folder.path / "circuit.png")
     save_figure(curve_figure(curves, chosen=chosen, title=title), folder.path / "curve.png")
-    (folder.path / "report.md").write_text(report(circuit, curves), encoding="utf-8")
+    (folder.path / "edges.csv").write_text(edge_table(circuit, uncertainty), encoding="utf-8")
+    (folder.path / "report.md").write_text(report(circuit, curves, uncertainty), encoding="utf-8")
 
 
 def _summary(circuit: Any, curves: Sequence[Any]) -> str:
@@ -356,7 +385,17 @@ def _summary(circuit: Any, curves: Sequence[Any]) -> str:
         f"{known['metric']}: {known['clean_metric']:.4f} clean, {known['corrupted_metric']:.4f} with all edges cut\n"
         f"circuit: {circuit.n_edges:,} of {total:,} edges ({circuit.n_edges / total:.1%}; {known['selection']}), "
         f"faithfulness {known['faithfulness']:.4f}{_exceeds(known['faithfulness'])}\n{''.join(_curve_lines(curves))}"
+        f"{''.join(_trust_lines(known))}"
     ).rstrip()
+
+
+def _trust_lines(known: Mapping[str, Any]) -> Iterator[str]:
+    from acdc.export.report import agreement_text, resampling_text
+
+    if "uncertainty" in known:
+        yield f"\nother prompts: {resampling_text(known['uncertainty'])}\n"
+    if "calibration" in known:
+        yield f"exact effects: {agreement_text(known['calibration']['overall'])}\n"
 
 
 def _curve_lines(curves: Sequence[Any]) -> Iterator[str]:

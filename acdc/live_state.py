@@ -73,7 +73,7 @@ class Moved:
 def find_needed(model: Transformer, kept: Bool[np.ndarray, "src channel position"]) -> Live:
     """The nodes from which kept edges lead to the logits."""
     everything = np.ones(len(kept), dtype=bool)
-    return find_live(model.graph(), kept.any(-1), everything, all_differ=True, all_positions=False,
+    return find_live(model.graph(), np.asarray(kept.any(-1)), everything, all_differ=True, all_positions=False,
                      post_norm=model.blocks[0].attn_post is not None)
 
 
@@ -198,7 +198,7 @@ class LiveState:
             if reads.any():
                 more += sum_kept(values.new_tensor(reads.transpose(1, 0, 2)), values, self.cells)
         for i, place in enumerate(places):
-            gone = ~self.kept[:, channels[place]].any(0)
+            gone = ~np.asarray(self.kept[:, channels[place]].any(0))
             if gone.any():
                 more[i] = self._where_all_is_cut(more[i], channels[place], at, gone)
         return places, more

@@ -202,7 +202,7 @@ def propagate(
     batch, window, _ = next(iter(imposed.values())).value.shape
     differs = np.zeros(len(graph.srcs), dtype=bool)
     differs[list(imposed)] = True
-    live = find_live(graph, kept.any(-1), differs, all_differ=not consistent, all_positions=all_positions,
+    live = find_live(graph, np.asarray(kept.any(-1)), differs, all_differ=not consistent, all_positions=all_positions,
                      post_norm=model.blocks[0].attn_post is not None)
     read = slice(None) if all_positions else slice(window - 1, window)
     run = _Run(model, base, kept, live, start, read, cells)

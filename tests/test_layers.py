@@ -14,7 +14,7 @@ ORDER = ("errors", "graph", "circuit", "task", "metrics", "architectures", "tran
          "positions", "live", "patching", "live_state", "resume", "packaged", "models", "discovery", "evaluation",
          "annotation", "export", "output_folder", "arguments", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
-WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "export"}  # what export may import
+WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from acdc.circuit import Circuit
+from acdc.evaluation.bootstrap import LEVEL, Uncertainty
 from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.paths import strongest_paths
 from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
@@ -51,11 +52,12 @@ CONVENTIONS = (
 )
 
 
-def report(circuit: Circuit, curves: Sequence[Curve] = (), *, figure: str | None = "circuit.svg",
-           curve_image: str | None = "curve.png", n_edges: int = 20, n_paths: int = 10) -> str:
+def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertainty | None = None, *,
+           figure: str | None = "circuit.svg", curve_image: str | None = "curve.png", n_edges: int = 20,
+           n_paths: int = 10) -> str:
     """The page. `figure` and `curve_image` are links relative to it; None leaves an image out.
 
-    What the provenance does not say is left out.
+    `uncertainty` gives the strongest edges their intervals. What the provenance does not say is left out.
     """
     record = full_provenance(circuit)
     where = f" in {escaped(record['model'])}" if record.get("model") else ""
@@ -65,7 +67,8 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), *, figure: str | None
         _found(circuit, record),
         f"![The circuit]({figure})" if figure else "",
         _curves(curves, curve_image),
-        _strongest(circuit, n_edges, n_paths),
+        _trust(record),
+        _strongest(circuit, uncertainty, n_edges, n_paths),
         _again(record),
         _method(record),
     ]
@@ -117,9 +120,6 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
     }
     rows = [[name.capitalize() if name == name.lower() else name, text] for name, text in size_rows(circuit)]
     rows += [[name, escaped(record[key])] for key, name in names.items() if record.get(key) is not None]
-    calibration = record.get("calibration")
-    if isinstance(calibration, Mapping) and isinstance(calibration.get("overall"), Mapping):
-        rows.append(["Scores against exact effects", escaped(_agreement(calibration["overall"]))])
     seconds = record.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
@@ -130,7 +130,7 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _agreement(overall: Mapping[str, Any]) -> str:
+def agreement_text(overall: Mapping[str, Any]) -> str:
     """What patching some edges exactly has told, as far as it is defined (see `acdc.evaluation.calibration`)."""
     said = [f"{overall.get('n_sampled')} edges patched"]
     said += [f"{name} {overall[key]:.3f}" for key, name in (("pearson", "Pearson"), ("spearman", "Spearman"))
@@ -141,6 +141,34 @@ def _agreement(overall: Mapping[str, Any]) -> str:
         said.append(f"{overall['missed']:.1%} of large effects missed "
                     f"(95% interval {overall['missed_low']:.1%} to {overall['missed_high']:.1%})")
     return "; ".join(said)
+
+
+def resampling_text(summary: Mapping[str, Any]) -> str:
+    """What drawing the prompts anew has told (see `acdc.evaluation.bootstrap`)."""
+    level = summary["level"]
+    return (
+        f"resampled {summary['n_resamples']:,} times, the circuit shares {summary['overlap']:.1%} of its edges with "
+        f"that of other draws; {summary['n_certain']:,} edges are in {level:.0%} of the draws or more, "
+        f"{summary['n_possible']:,} in {1 - level:.0%} or more"
+    )
+
+
+def _trust(record: Mapping[str, Any]) -> str:
+    """How much the circuit owes to its prompts, and how far its scores can be trusted."""
+    parts = []
+    summary = record.get("uncertainty")
+    if isinstance(summary, Mapping):
+        parts.append(f"**On other prompts.** The {summary['n_prompts']:,} prompts were "
+                     f"{escaped(resampling_text(summary))}, of {summary['size']:,} edges each.")
+        splits = summary["templates"]
+        if splits:
+            rows = [[escaped(split["template"]), f"{split['n_prompts']:,}", f"{split['overlap']:.1%}"]
+                    for split in splits]
+            parts.append(table(["Template", "Prompts", "Edges of the circuit that its own prompts give too"], rows))
+    calibration = record.get("calibration")
+    if isinstance(calibration, Mapping) and isinstance(calibration.get("overall"), Mapping):
+        parts.append(f"**Against exact effects.** {escaped(agreement_text(calibration['overall']))}.")
+    return "\n\n".join(["## How far to trust it", *parts]) if parts else ""
 
 
 def _exceeds(what: str, faithfulness: float) -> str:
@@ -176,12 +204,18 @@ def _curves(curves: Sequence[Curve], image: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def _strongest(circuit: Circuit, n_edges: int, n_paths: int) -> str:
+def _strongest(circuit: Circuit, uncertainty: Uncertainty | None, n_edges: int, n_paths: int) -> str:
     parts = []
     scored = circuit.scores is not None
     if n_edges and circuit.n_edges:
         columns = ["Score", "Edge"] if scored else ["Edge"]
         rows = [[*row[:-1], code(row[-1])] for row in edge_rows(circuit, n_edges)]
+        if uncertainty is not None:
+            columns += [f"{LEVEL:.0%} interval", "In draws of the prompts"]
+            for row, (*_, name) in zip(rows, edge_rows(circuit, n_edges), strict=True):
+                edge = circuit.graph.edge(name)
+                row += [f"{uncertainty.low[edge]:+.4g} to {uncertainty.high[edge]:+.4g}",
+                        f"{uncertainty.inclusion[edge]:.1%}"]
         parts += ["## Strongest edges" if scored else "## Edges", table(columns, rows)]
     paths = strongest_paths(circuit, n_paths)
     if paths:
