@@ -5,8 +5,8 @@
 It imports nothing of acdc, and auto-circuit only when it runs. The request names a folder that `save_pretrained` wrote,
 prompts, a threshold, and orders of the edges; the answer says how far the logits are from HuggingFace's, and what each
 run kept, in acdc's names. Within a layer auto-circuit goes through edges in the order of a Python set, which no seed
-fixes before Python 3.12 (None is hashed by its address). Its sort by layer is stable, so a list in the set's place gives
-the order within each layer.
+fixes before Python 3.12 (None is hashed by its address). Its sort by layer is stable, so a list in the set's place
+gives the order within each layer.
 """
 
 import json

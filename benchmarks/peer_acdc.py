@@ -1,8 +1,8 @@
 """Incremental ACDC against the ACDC of auto-circuit 1.0.1: one model, the same prompts, metric and threshold.
 
-    python -m acdc.benchmarks.peer_acdc --peer-python peer/bin/python --record benchmarks/results/peer_acdc.json
+    python -m acdc.benchmarks.peer_acdc --peer-python peer/bin/python --results benchmarks/results
 
-`ENVIRONMENT` says how to make the peer's environment; it takes about 3 GB. Without `--record` the numbers are only
+`ENVIRONMENT` says how to make the peer's environment; it takes 2.4 GB. Without `--results` the numbers are only
 printed. What is compared, and what is not, is said in `ABOUT`, which goes into the record.
 """
 
@@ -41,14 +41,16 @@ peer/bin/pip install torch==2.13.0 auto-circuit==1.0.1 transformer-lens==1.19.0 
 ABOUT = """The model is a GPT-2 with random weights, stored by us and loaded by both; the peer converts it to
 TransformerLens and stops if a logit differs by 1e-4. The 16 prompts are 12 random tokens, of which the corrupted prompt
 has another at one position. Both minimise KL to the clean run at the last position, give edges that are cut the value
-of the corrupted run at all positions, and cut an edge iff KL rises by less than the threshold, which keeps about 2% of
-the edges, in the last comparison 5%, so that we try all edges. Both graphs have the same edges. The algorithms differ in three things:
+of the corrupted run at all positions, and cut an edge iff KL rises by less than the threshold. It is chosen so
+that we keep about 2% of the edges; in the last comparison 5%, where we have to try all edges. Both graphs have the same
+edges. The algorithms differ in three things:
+
 - Order. auto-circuit goes by layers from the last and, within a layer, in the order of a Python set: here a shuffle. It
 runs in our order too, where it should find our circuit. Plain circuit runs of ours repeat its first shuffle, edge by
 edge.
 - auto-circuit tries every edge; we cut those into nodes that no kept edge reads untried.
-- auto-circuit runs from the block of the edge to the logits, at all positions, one edge at a time. Where prompts differ
-at position 0, none can be left out but where nothing reads them.
+- auto-circuit runs from the block of the edge to the logits, at all positions, one edge at a time. We leave out
+positions before the first at which prompts differ (there are none where that is position 0), and what nothing reads.
 
 The sides run one after the other, on as many threads; loading is not timed. Effects in random weights are small and
 diffuse, so this says nothing of which circuit is better."""
@@ -195,18 +197,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shuffles", type=int, default=2, help="runs of the peer in an order of its own")
-    parser.add_argument("--record", help="the JSON file to write")
+    parser.add_argument("--results", type=Path, help="where to write peer_acdc.json and the page README.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
     for difference, threshold in zip(arguments.differences, arguments.thresholds, strict=True):
         rows += compare(arguments, difference, threshold)
-    if arguments.record:
-        parameters = {key: value for key, value in vars(arguments).items() if key not in ("record", "peer_python")}
+    if arguments.results:
+        parameters = {key: value for key, value in vars(arguments).items() if key not in ("results", "peer_python")}
         options = " ".join(f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
                            for key, value in parameters.items() if value != parser.get_default(key))
         command = f"{ENVIRONMENT}\npython -m acdc.benchmarks.peer_acdc --peer-python peer/bin/python {options}".strip()
-        write_record(arguments.record, title="ACDC against auto-circuit's", about=ABOUT, command=command,
+        write_record(arguments.results, "peer_acdc", title="ACDC against auto-circuit's", about=ABOUT, command=command,
                      parameters=parameters, rows=rows)
 
 

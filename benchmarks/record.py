@@ -41,12 +41,14 @@ def row(what: str, value: int | float, unit: str, meaning: str) -> dict[str, Any
     return {"what": what, "value": value, "unit": unit, "meaning": meaning}
 
 
-def write_record(file: str | Path, *, title: str, about: str, command: str, parameters: dict[str, Any],
+def write_record(folder: Path, name: str, *, title: str, about: str, command: str, parameters: dict[str, Any],
                  rows: list[dict[str, Any]]) -> None:
-    """Writes a record with today's date and this machine."""
+    """Writes a record with today's date and this machine to `name`.json, and the folder's page anew."""
     record = {"title": title, "about": about, "command": command, "date": datetime.date.today().isoformat(),
               "machine": machine(), "parameters": parameters, "rows": rows}
-    Path(file).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_page(folder)
 
 
 def number(value: int | float, unit: str) -> str:
@@ -70,11 +72,14 @@ def page(folder: Path) -> str:
     return "\n".join([INTRODUCTION, *(section(json.loads(f.read_text(encoding="utf-8")), f.name) for f in files)])
 
 
+def write_page(folder: Path) -> None:
+    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the page of measured results.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    write_page(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ def test_each_record_says_all_that_it_should(file):
 
 
 def test_what_is_written_is_shown(tmp_path):
-    write_record(tmp_path / "x.json", title="Titled", about="About it.", command="run it", parameters={"n": 3},
+    write_record(tmp_path, "x", title="Titled", about="About it.", command="run it", parameters={"n": 3},
                  rows=[row("time", 1.23456, "s", "of one run")])
     record = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert record["parameters"] == {"n": 3} and record["rows"][0]["value"] == 1.23456
-    shown = page(tmp_path)
+    shown = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert shown == page(tmp_path)
     for part in ("## Titled", "About it.", "run it", "| time | 1.23 s | of one run |", record["date"]):
         assert part in shown
 
