@@ -30,20 +30,22 @@ from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 from acdc.transformer import Transformer
 
 
-def random_gpt2() -> tuple[Transformer, list[Batch]]:
-    """A GPT-2 of 4 layers and 8 heads with weights far from their initial values, and 16 prompts of 12 tokens."""
+def random_gpt2(layers: int = 4, heads: int = 8, width: int = 128, difference: int = 6
+                ) -> tuple[Transformer, list[Batch]]:
+    """A GPT-2 with weights far from their initial values, and 16 prompts of 12 tokens; clean and corrupted prompts
+    differ at the position `difference` only."""
     from transformers import GPT2Config, GPT2LMHeadModel  # its import changes settings
 
     torch.manual_seed(0)
-    hf = GPT2LMHeadModel(GPT2Config(n_layer=4, n_head=8, n_embd=128, n_positions=32, vocab_size=512, bos_token_id=0,
-                                    eos_token_id=0)).eval()
+    hf = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_head=heads, n_embd=width, n_positions=32, vocab_size=512,
+                                    bos_token_id=0, eos_token_id=0)).eval()
     with torch.no_grad():
         for parameter in hf.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(5)
     clean = torch.randint(512, (16, 12))
     corrupted = clean.clone()
-    corrupted[:, 6] = (clean[:, 6] + 1 + torch.randint(511, (16,))) % 512
+    corrupted[:, difference] = (clean[:, difference] + 1 + torch.randint(511, (16,))) % 512
     answers = torch.randint(512, (2, 16))
     examples = tuple(Example(f"clean {i}", f"corrupted {i}", " a", " b") for i in range(16))
     return load_model(hf), [Batch(clean, corrupted, *answers, examples=examples)]

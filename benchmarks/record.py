@@ -1,0 +1,86 @@
+"""How a benchmark's numbers are stored, and the page that shows them all.
+
+    python -m acdc.benchmarks.record benchmarks/results      # writes README.md anew from the *.json beside it
+
+A record is a JSON object: `title`, `about` (what was compared, and how to read it), `command`, `date`, `machine`,
+`parameters`, and `rows`, each with `what`, `value` (a number), `unit` ("s", "times", "edges", ...) and `meaning`.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+INTRODUCTION = """# Measured results
+Each table holds the numbers of one run of one command on one machine; the file named under it holds the same, with all
+parameters. Compare numbers of one table only: seconds depend on the machine and on what else ran there (the load is the
+number of processes that wanted a core when the run ended, the benchmark's own included), and ratios less so. A ratio
+says how the two sides did on that model, these prompts and that threshold, and nothing of others. This page is written
+by `python -m acdc.benchmarks.record benchmarks/results`.
+"""
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, cores, threads, load, versions."""
+    info = Path("/proc/cpuinfo")  # Linux only; elsewhere Python's own idea of the processor
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+             ] if info.exists() else []
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def row(what: str, value: int | float, unit: str, meaning: str) -> dict[str, Any]:
+    return {"what": what, "value": value, "unit": unit, "meaning": meaning}
+
+
+def write_record(folder: Path, name: str, *, title: str, about: str, command: str, parameters: dict[str, Any],
+                 rows: list[dict[str, Any]]) -> None:
+    """Writes a record with today's date and this machine to `name`.json, and the folder's page anew."""
+    record = {"title": title, "about": about, "command": command, "date": datetime.date.today().isoformat(),
+              "machine": machine(), "parameters": parameters, "rows": rows}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_page(folder)
+
+
+def number(value: int | float, unit: str) -> str:
+    """At most three digits after the point, at least three that say something."""
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{text} {unit}".strip()
+
+
+def section(record: dict[str, Any], file: str) -> str:
+    """One record as Markdown."""
+    facts = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
+    rows = [f"| {r['what']} | {number(r['value'], r['unit'])} | {r['meaning']} |" for r in record["rows"]]
+    table = "\n".join(["| | measured | what it is |", "|---|---|---|", *rows])
+    return (f"## {record['title']}\n{record['about']}\n\n```sh\n{record['command']}\n```\n\n{table}\n\n"
+            f"{record['date']}; {facts}. File: [{file}]({file})\n")
+
+
+def page(folder: Path) -> str:
+    """All records of a folder as one Markdown page."""
+    files = sorted(folder.glob("*.json"))
+    return "\n".join([INTRODUCTION, *(section(json.loads(f.read_text(encoding="utf-8")), f.name) for f in files)])
+
+
+def write_page(folder: Path) -> None:
+    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the page of measured results.")
+    parser.add_argument("folder", type=Path)
+    write_page(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
