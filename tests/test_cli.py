@@ -71,7 +71,8 @@ def solvable(hf, n, seed):
         names = [example.answer, example.wrong]
         gain = [float((clean - corrupted)[TOKENIZER("to" + name)["input_ids"][-1]]) for name in names]
         answer, wrong = names if gain[0] > gain[1] else names[::-1]
-        rows.append({"clean": example.clean, "corrupted": example.corrupted, "answer": answer, "wrong": wrong})
+        rows.append({"clean": example.clean, "corrupted": example.corrupted, "answer": answer, "wrong": wrong,
+                     "template": example.template, "roles": dict(example.roles)})
     return rows
 
 
@@ -92,7 +93,7 @@ def given(tmp_path_factory):
     model = load_model(base / "model")
     batches = load_task(base / "task.json", TOKENIZER).batches(TOKENIZER, batch_size=3)
     assert len({len(batch) for batch in batches}) > 1 and len({batch.clean.shape[1] for batch in batches}) > 1
-    scores = METHODS["eap_ig"](model, batches)
+    scores = METHODS["eap_ig"](model, batches, per_prompt=True)
     return SimpleNamespace(
         base=base, rows=rows, model=model, batches=batches, scores=scores, arguments=list(map(str, arguments)), out=out,
         circuit=read(base / "found"), discover=arguments[:5],
@@ -116,7 +117,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("acdc.export.figure.save_figure", lambda figure, path: path.write_bytes(b"drawn"))
 
 
-def test_discover_writes_five_files(given):
+def test_discover_writes_its_files(given):
     folder = given.base / "found"
     assert sorted(path.name for path in folder.iterdir()) == sorted(OUTPUTS)
     text = (folder / "circuit.json").read_text()
@@ -179,8 +180,11 @@ def test_selections(given, tmp_path, quick, options):
 SETTINGS = {
     "--method exact --size 9 --metric kl_divergence --ablation zero": (
         "exact", {"metric": "kl_divergence"}, {"ablation": "zero"}),
-    "--method eap --size 9 --ablation mean": ("eap", {}, {"ablation": "mean"}),
-    "--steps 2 --size 9 --kv group": ("eap_ig", {"steps": 2, "kv": "group"}, {}),
+    "--method eap --size 9 --ablation mean": ("eap", {"per_prompt": True}, {"ablation": "mean"}),
+    "--steps 2 --size 9 --kv group": ("eap_ig", {"steps": 2, "kv": "group", "per_prompt": True}, {}),
+    "--size 9 --positions roles": ("eap_ig", {"positions": "roles", "per_prompt": True}, {}),
+    "--method gim --temperature 3 --gate 1 --size 9": ("gim", {"temperature": 3.0, "gate": 1.0, "per_prompt": True}, {}),
+    "--method relp --pattern constant --size 9": ("relp", {"pattern": "constant", "per_prompt": True}, {}),
     "--method acdc --threshold 0.2": ("acdc", {"threshold": 0.2}, {}),
     "--method ensemble --methods exact,eap --combine rank --size 9": (
         "ensemble", {"methods": ["exact", "eap"], "combine": "rank"}, {}),

@@ -15,7 +15,7 @@ from acdc.circuit import EdgeScores, Rank
 from acdc.errors import AcdcError
 from acdc.graph import Graph
 
-LEVEL = 0.95
+LEVEL, RARE = 0.95, 0.05  # edges in more draws than that are certain, in fewer are not considered
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -54,9 +54,9 @@ class Uncertainty:
         """The numbers that are of no single edge, as JSON can hold them."""
         names = ("overlap", "size", "by", "n_prompts", "n_resamples", "seed")
         return {
-            **{name: getattr(self, name) for name in names}, "level": LEVEL,
+            **{name: getattr(self, name) for name in names}, "level": LEVEL, "rare": RARE,
             "n_certain": int((self.inclusion >= LEVEL).sum()),
-            "n_possible": int((self.inclusion >= 1 - LEVEL).sum()),
+            "n_possible": int((self.inclusion >= RARE).sum()),
             "templates": [vars(split) for split in self.templates],
         }
 

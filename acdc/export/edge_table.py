@@ -6,7 +6,7 @@ import io
 import numpy as np
 
 from acdc.circuit import Circuit
-from acdc.evaluation.bootstrap import LEVEL, Uncertainty
+from acdc.evaluation.bootstrap import RARE, Uncertainty
 from acdc.export.paths import edge_strengths
 
 
@@ -17,7 +17,7 @@ def edge_table(circuit: Circuit, uncertainty: Uncertainty | None = None) -> str:
     columns low, high (of the score), inclusion and same_sign. What is not known is empty; numbers are exact.
     """
     graph, scores = circuit.graph, circuit.scores
-    rows = circuit.kept if uncertainty is None else circuit.kept | (uncertainty.inclusion >= 1 - LEVEL)
+    rows = circuit.kept if uncertainty is None else circuit.kept | (uncertainty.inclusion >= RARE)
     edges = np.nonzero(rows)[0]
     edges = edges[np.argsort(-edge_strengths(circuit)[edges], kind="stable")].tolist()
     text = io.StringIO()

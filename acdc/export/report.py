@@ -149,7 +149,7 @@ def resampling_text(summary: Mapping[str, Any]) -> str:
     return (
         f"resampled {summary['n_resamples']:,} times, the circuit shares {summary['overlap']:.1%} of its edges with "
         f"that of other draws; {summary['n_certain']:,} edges are in {level:.0%} of the draws or more, "
-        f"{summary['n_possible']:,} in {1 - level:.0%} or more"
+        f"{summary['n_possible']:,} in {summary['rare']:.0%} or more"
     )
 
 

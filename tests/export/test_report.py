@@ -2,11 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, EdgeScores
+from acdc.evaluation.bootstrap import bootstrap
 from acdc.evaluation.curve import Curve, CurvePoint
 from acdc.export.report import code, escaped, quoted, report, table
 from acdc.graph import Graph
@@ -45,11 +47,24 @@ def test_everything_known_is_said():
 def test_calibration_is_a_line_of_what_is_defined():
     overall = {"n_sampled": 400, "pearson": 0.9, "spearman": None, "sign_agreement": 0.875, "missed": 0.25,
                "missed_low": 0.125, "missed_high": 0.5}
-    assert ("| Scores against exact effects | 400 edges patched; Pearson 0.900; the sign agrees for 87.5% of clear "
-            "effects; 25.0% of large effects missed \\(95% interval 12.5% to 50.0%\\) |"
+    assert ("**Against exact effects.** 400 edges patched; Pearson 0.900; the sign agrees for 87.5% of clear "
+            "effects; 25.0% of large effects missed \\(95% interval 12.5% to 50.0%\\)."
             ) in report(circuit(calibration={"overall": overall}))
     undefined = dict.fromkeys(overall) | {"n_sampled": 50}
-    assert "| 50 edges patched |" in report(circuit(calibration={"overall": undefined}))
+    assert "effects.** 50 edges patched.\n" in report(circuit(calibration={"overall": undefined}))
+
+
+def test_what_other_prompts_would_give_is_said():
+    alone = np.random.default_rng(0).normal(size=(6, 46)).astype(np.float32)
+    scores = EdgeScores(Graph(2, 2, 2), alone.astype(np.float64).mean(0), {}, alone)
+    found = bootstrap(scores, size=5, by="magnitude", templates=["a|b", "c"] * 3, n_resamples=30)
+    chosen = scores.top(5, by="magnitude")
+    text = report(Circuit(chosen.graph, chosen.kept, scores, {"uncertainty": found.summary()}), [], found)
+    assert f"resampled 30 times, the circuit shares {found.overlap:.1%} of its edges" in text
+    assert f"| a\\|b | 3 | {found.templates[0].overlap:.1%} |" in text
+    strongest = int(np.argmax(np.abs(scores.values)))
+    assert f"| {found.low[strongest]:+.4g} to {found.high[strongest]:+.4g} | {found.inclusion[strongest]:.1%} |" in text
+    assert "interval" not in report(chosen)
 
 
 def test_nothing_known_is_nothing_said():
