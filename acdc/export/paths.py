@@ -189,8 +189,9 @@ def _steps(circuit: Circuit) -> Steps:
     to = np.where(stays[graph.edge_channel], graph.edge_position, anywhere)
     to[graph.edge_channel == len(graph.channels) - 1] = 0  # the logits have one state
     kept = np.nonzero(circuit.kept)[0]
-    columns = (kept, strengths[kept], graph.edge_src[kept], graph.edge_channel[kept], graph.edge_position[kept], to[kept])
-    for edge, strength, src, c, position, at in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (strengths, graph.edge_src, graph.edge_channel, graph.edge_position, to)
+    for edge, strength, src, c, position, at in zip(kept.tolist(), *(column[kept].tolist() for column in columns),
+                                                    strict=True):
         leads = [Step(edge, strength, reader + at) for reader in readers[c]]
         for state in {position, anywhere}:
             steps[src * (anywhere + 1) + state] += leads
