@@ -15,10 +15,11 @@ from acdc.graph import Graph
 FORMAT, VERSION = "acdc-circuit", 1
 FIELDS = {"format", "version", "graph", "kept", "scores", "scores_provenance", "provenance"}
 GRAPH_FIELDS: dict[str, type] = {
-    "n_layers": int, "n_heads": int, "n_kv_heads": int, "parallel": bool, "kv": str
+    "n_layers": int, "n_heads": int, "n_kv_heads": int, "parallel": bool, "kv": str, "positions": list
 }
 # Several times the largest open models: a wrong digit must not fill the memory.
 MAX_NODES, MAX_EDGES = 10**5, 10**9
+MAX_POSITIONS, MAX_POSITION_NAME = 1000, 100  # names, and characters of one
 MAX_DEPTH = 100  # of nesting in provenance
 
 
@@ -91,6 +92,7 @@ def _parse(text: str, source: str) -> Any:
 def _read_graph(data: Any, source: str) -> Graph:
     if not isinstance(data, dict):
         raise _wrong(source, "graph", "it must be an object")
+    data = {"positions": [], **data}  # a file need not say that positions are not told apart
     _check_fields(data, set(GRAPH_FIELDS), source, "graph.")
     for name, kind in GRAPH_FIELDS.items():
         if type(data[name]) is not kind:
@@ -102,10 +104,27 @@ def _read_graph(data: Any, source: str) -> Graph:
     edges = nodes * nodes * 3 // 2  # from above: up to three channels a node, each reading half of the nodes
     if min(layers, heads) > 0 and (nodes > MAX_NODES or kv_heads > MAX_NODES or edges > MAX_EDGES):
         raise _wrong(source, "graph", f"{layers:,} layers of {heads:,} heads are more than any model has")
+    positions = _read_positions(data["positions"], source)
+    if min(layers, heads) > 0 and edges * len(positions) > MAX_EDGES:
+        raise _wrong(source, "graph", f"{layers:,} layers of {heads:,} heads at {len(positions):,} positions have more "
+                     f"edges than the {MAX_EDGES:,} that are read")
     try:
-        return Graph(**data)
+        return Graph(**{**data, "positions": positions})
     except AcdcError as error:
         raise _wrong(source, "graph", str(error)) from error
+
+
+def _read_positions(names: list[Any], source: str) -> tuple[str, ...]:
+    if len(names) > MAX_POSITIONS:
+        raise _wrong(source, "graph.positions", f"{len(names):,} names, of {MAX_POSITIONS:,} at most")
+    for name in names:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_POSITION_NAME:
+            given = f"a text of {len(name):,} characters" if isinstance(name, str) else f"a {type(name).__name__}"
+            raise _wrong(source, "graph.positions", f"{given} where a name of 1 to {MAX_POSITION_NAME} is needed")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise _wrong(source, "graph.positions", f"the position {twice!r} is given twice")
+    return tuple(names)
 
 
 def _read_scores(data: Any, graph: Graph, source: str) -> np.ndarray:

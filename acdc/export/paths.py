@@ -2,6 +2,9 @@
 
 An edge is as strong as its |score|, a path as strong as its weakest edge. Without scores all edges are
 equally strong, and shorter paths come first.
+
+Where edges are told apart by position, a path is one that information can take: an MLP, a q channel and the logits use
+at a position what they read there, while the output of a head can have what its k or v channel read at any position.
 """
 
 import heapq
@@ -36,11 +39,23 @@ class Backbone:
 
 
 class Step(NamedTuple):
-    """One kept edge and a node that computes with it, as a place in `Graph.srcs`; the logits come last."""
+    """One kept edge and the state that it leads to: which node has computed with it, and where the output has it."""
 
     edge: int
     strength: float
-    node: int
+    state: int
+
+
+class Steps(NamedTuple):
+    """The kept edges as steps between states, a list for each state. They lead from lower to higher states.
+
+    Each src has one state for each position and, where there are several, one more for "at any". Paths begin at the
+    input at any position, state `start`, and end at the logits, state `end`, which has no steps.
+    """
+
+    of: list[list[Step]]
+    start: int
+    end: int
 
 
 class Way(NamedTuple):
@@ -63,45 +78,44 @@ def strongest_paths(circuit: Circuit, n: int) -> list[Path]:
     """The `n` strongest paths, exactly; of equally strong ones the shorter, then that of lower edge numbers.
 
     Best-first search over paths that start at the input. What is still to come is known exactly: `reach`, the
-    strongest way from each node to the logits, bounds the strength, and `length`, the fewest edges along ways
+    strongest way from each state to the logits, bounds the strength, and `length`, the fewest edges along ways
     of that strength, the length. So only beginnings of paths that are returned are ever extended: at most n
     times the longest path, whatever the number of paths (there may be 10^30).
     """
     steps = _steps(circuit)
-    logits = len(steps)
-    reach = [-math.inf] * logits + [math.inf]
-    for node in reversed(range(logits)):
-        reach[node] = max((min(step.strength, reach[step.node]) for step in steps[node]), default=-math.inf)
+    reach = [-math.inf] * steps.end + [math.inf]
+    for state in reversed(range(steps.end)):
+        reach[state] = max((min(step.strength, reach[step.state]) for step in steps.of[state]), default=-math.inf)
     lengths: dict[float, list[int]] = {}
 
-    def length(node: int, strength: float) -> int:
+    def length(state: int, strength: float) -> int:
         if strength not in lengths:
-            found = [len(steps) + 1] * logits + [0]
-            for src in reversed(range(logits)):
-                ways = (1 + found[step.node] for step in steps[src] if step.strength >= strength)
-                found[src] = min(ways, default=len(steps) + 1)
+            found = [steps.end + 1] * steps.end + [0]
+            for src in reversed(range(steps.end)):
+                ways = (1 + found[step.state] for step in steps.of[src] if step.strength >= strength)
+                found[src] = min(ways, default=steps.end + 1)
             lengths[strength] = found
-        return lengths[strength][node]
+        return lengths[strength][state]
 
-    # (-strength, length, edges, node, length is exact). Exact lengths are found for what comes to the top.
+    # (-strength, length, edges, state, length is exact). Exact lengths are found for what comes to the top.
     heap: list[tuple[float, int, tuple[int, ...], int, bool]] = []
-    if reach[0] >= 0:
-        heap.append((-reach[0], 1, (), 0, False))
+    if reach[steps.start] >= 0:
+        heap.append((-reach[steps.start], 1, (), steps.start, False))
     paths: list[Path] = []
     while heap and len(paths) < n:
-        minus_strength, _, edges, node, exact = heapq.heappop(heap)
-        if node == logits:
+        minus_strength, _, edges, state, exact = heapq.heappop(heap)
+        if state == steps.end:
             paths.append(Path(-minus_strength, edges))
         elif not exact:
-            total = len(edges) + length(node, -minus_strength)
-            heapq.heappush(heap, (minus_strength, total, edges, node, True))
+            total = len(edges) + length(state, -minus_strength)
+            heapq.heappush(heap, (minus_strength, total, edges, state, True))
         else:
-            for step in steps[node]:
-                strength = min(-minus_strength, step.strength, reach[step.node])
+            for step in steps.of[state]:
+                strength = min(-minus_strength, step.strength, reach[step.state])
                 if strength >= 0:
-                    at_least = len(edges) + (1 if step.node == logits else 2)
-                    longer = (*edges, step.edge)
-                    heapq.heappush(heap, (-strength, at_least, longer, step.node, step.node == logits))
+                    last = step.state == steps.end
+                    at_least = len(edges) + (1 if last else 2)
+                    heapq.heappush(heap, (-strength, at_least, (*edges, step.edge), step.state, last))
     return paths
 
 
@@ -132,42 +146,53 @@ def backbone(circuit: Circuit, max_edges: int) -> Backbone:
 
 
 def _ways_through(circuit: Circuit) -> list[tuple[Step, Way]]:
-    """For each edge on a path, and each node it leads to, the strongest path through it."""
+    """For each edge on a path, and each state it joins, the strongest path through it."""
     steps = _steps(circuit)
-    logits = len(steps)
-    into: dict[int, Way] = {0: Way(math.inf, 0, ())}
-    out: dict[int, Way] = {logits: Way(math.inf, 0, ())}
+    nothing = Way(math.inf, 0, ())
+    into: dict[int, Way] = {steps.start: nothing}
+    out: dict[int, Way] = {steps.end: nothing}
 
     def joined(before: Way, step: Step, after: Way) -> Way:
         edges = (*before.edges, step.edge, *after.edges)
         return Way(min(before.width, step.strength, after.width), -len(edges), edges)
 
-    nothing = Way(math.inf, 0, ())
-    for src in range(logits):
-        for step in steps[src] if src in into else ():
+    for src in range(steps.end):
+        for step in steps.of[src] if src in into else ():
             way = joined(into[src], step, nothing)
-            into[step.node] = max(way, into.get(step.node, way))
-    for src in reversed(range(logits)):
-        ways = [joined(nothing, step, out[step.node]) for step in steps[src] if step.node in out]
+            into[step.state] = max(way, into.get(step.state, way))
+    for src in reversed(range(steps.end)):
+        ways = [joined(nothing, step, out[step.state]) for step in steps.of[src] if step.state in out]
         if ways:
             out[src] = max(ways)
     return [
-        (step, joined(into[src], step, out[step.node]))
-        for src in range(logits) if src in into
-        for step in steps[src] if step.node in out
+        (step, joined(into[src], step, out[step.state]))
+        for src in range(steps.end) if src in into
+        for step in steps.of[src] if step.state in out
     ]
 
 
-def _steps(circuit: Circuit) -> list[list[Step]]:
-    """The kept edges by src. An edge to a KV node is one step to each query head that reads it."""
+def _steps(circuit: Circuit) -> Steps:
+    """An edge to a KV node is one step to each query head that reads it, an edge to k or v one to "at any position".
+
+    From there, all edges of the node lead on. So there are at most twice as many steps as edges (and readers).
+    """
     graph = circuit.graph
-    place = {node: i for i, node in enumerate(graph.srcs)}
+    anywhere = graph.n_positions if graph.n_positions > 1 else 0  # among the states of a src
+    first = {node: i * (anywhere + 1) for i, node in enumerate(graph.srcs)}
+    end = len(graph.srcs) * (anywhere + 1)
     readers: list[list[int]] = [[] for _ in graph.channels]
     for channel, c in zip(graph.per_head.channels, graph.channel_of_per_head, strict=True):
-        readers[c].append(place.get(channel.node, len(graph.srcs)))
+        readers[c].append(first.get(channel.node, end))
     strengths = edge_strengths(circuit)
-    steps: list[list[Step]] = [[] for _ in graph.srcs]
-    for edge in np.nonzero(circuit.kept)[0].tolist():
-        for node in readers[graph.edge_channel[edge]]:
-            steps[graph.edge_src[edge]].append(Step(edge, float(strengths[edge]), node))
-    return steps
+    steps: list[list[Step]] = [[] for _ in range(end)]
+    stays = np.array([channel.letter not in ("k", "v") for channel in graph.channels])
+    to = np.where(stays[graph.edge_channel], graph.edge_position, anywhere)
+    to[graph.edge_channel == len(graph.channels) - 1] = 0  # the logits have one state
+    kept = np.nonzero(circuit.kept)[0]
+    columns = (strengths, graph.edge_src, graph.edge_channel, graph.edge_position, to)
+    for edge, strength, src, c, position, at in zip(kept.tolist(), *(column[kept].tolist() for column in columns),
+                                                    strict=True):
+        leads = [Step(edge, strength, reader + at) for reader in readers[c]]
+        for state in {position, anywhere}:
+            steps[src * (anywhere + 1) + state] += leads
+    return Steps(steps, anywhere, end)

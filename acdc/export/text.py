@@ -9,6 +9,7 @@ import numpy as np
 from acdc.circuit import Circuit
 from acdc.export.paths import Path, edge_strengths, strongest_paths
 
+MAX_NAMED = 6  # positions, in a list of them
 HEADER = ("model", "task", "metric", "ablation", "method", "selection", "faithfulness")
 
 
@@ -25,8 +26,9 @@ def describe(circuit: Circuit, *, n_edges: int = 20, n_paths: int = 10, n_nodes:
     if n_nodes and circuit.n_edges:
         rows = node_rows(circuit)
         columns = ["node", "edges in", "edges out", *(["|score| in", "|score| out"] if scored else [])]
+        columns += ["positions"] if circuit.graph.positions else []
         lines += ["", _heading("nodes" if not scored else "strongest nodes", n_nodes, len(rows))]
-        lines += aligned([columns, *rows[:n_nodes]], "<>>>>")
+        lines += aligned([columns, *rows[:n_nodes]], "<>>>><" if scored else "<>><")
     if n_edges and circuit.n_edges:
         lines += ["", _heading("strongest edges" if scored else "edges", n_edges, circuit.n_edges)]
         lines += aligned(edge_rows(circuit, n_edges), "><" if scored else "<")
@@ -45,7 +47,10 @@ def full_provenance(circuit: Circuit) -> dict[str, Any]:
 
 
 def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
-    """How much is kept of how much: edges, heads, MLPs, and edges by channel."""
+    """How much is kept of how much: edges, heads, MLPs, and edges by channel.
+
+    Where edges are told apart by position, also pairs of a src and a channel, and edges by position.
+    """
     graph = circuit.graph
     kinds = Counter(node.kind for node in circuit.nodes)
     heads, mlps = graph.n_layers * graph.n_heads, graph.n_layers
@@ -56,14 +61,32 @@ def size_rows(circuit: Circuit) -> list[tuple[str, str]]:
     ]
     if graph.kv == "group":
         rows.insert(2, ("KV heads", f"{kinds['kv']:,} of {graph.n_layers * graph.n_kv_heads:,}"))
+    if graph.positions:
+        rows[1:1] = _position_rows(circuit)
     channels = [graph.channels[c] for c in graph.edge_channel[circuit.kept]]
     letters = Counter(channel.letter or channel.node.kind for channel in channels)
     names = {"q": "q", "k": "k", "v": "v", "mlp": "MLP", "logits": "logits"}
     return [*rows, ("channels", ", ".join(f"{name} {letters[key]:,}" for key, name in names.items()))]
 
 
+def _position_rows(circuit: Circuit) -> list[tuple[str, str]]:
+    """How many edges are left if positions are taken together; how many there are at each position that has any."""
+    graph = circuit.graph
+    pairs = set(zip(graph.edge_src[circuit.kept].tolist(), graph.edge_channel[circuit.kept].tolist(), strict=True))
+    n_all = graph.at_all_positions.n_edges
+    counts = np.bincount(graph.edge_position[circuit.kept], minlength=graph.n_positions).tolist()
+    shares = [f"{count:,} at {name}" for name, count in zip(graph.positions, counts, strict=True) if count]
+    return [
+        ("src, channel", f"{len(pairs):,} pairs of {n_all:,} ({len(pairs) / n_all:.3%}), at one position or more"),
+        ("positions", f"{len(shares):,} of {graph.n_positions:,}" + (": " if shares else "") + ", ".join(shares)),
+    ]
+
+
 def node_rows(circuit: Circuit) -> list[list[str]]:
-    """Name, edges in, edges out (and summed |score| in and out) of each node, the strongest first."""
+    """Name, edges in, edges out (and summed |score| in and out) of each node, the strongest first.
+
+    Where edges are told apart by position, also the positions of these edges.
+    """
     graph, strengths = circuit.graph, edge_strengths(circuit)
     kept = np.nonzero(circuit.kept)[0]
     index = {node: i for i, node in enumerate(circuit.nodes)}
@@ -71,11 +94,20 @@ def node_rows(circuit: Circuit) -> list[list[str]]:
     dst = [index[graph.channels[c].node] for c in graph.edge_channel[kept]]
     n_in, n_out = (np.bincount(ends, minlength=len(index)) for ends in (dst, src))
     sum_in, sum_out = (np.bincount(ends, strengths[kept], len(index)) for ends in (dst, src))
+    takes_part = np.zeros((len(index), graph.n_positions), dtype=bool)
+    takes_part[src, graph.edge_position[kept]] = True
+    takes_part[dst, graph.edge_position[kept]] = True
     rows = []
     for i in np.argsort(-(sum_in + sum_out), kind="stable"):
         sums = [] if circuit.scores is None else [number(float(sum_in[i])), number(float(sum_out[i]))]
-        rows.append([circuit.nodes[i].name, f"{n_in[i]:,}", f"{n_out[i]:,}", *sums])
+        at = [some_names([graph.positions[p] for p in np.nonzero(takes_part[i])[0]])] if graph.positions else []
+        rows.append([circuit.nodes[i].name, f"{n_in[i]:,}", f"{n_out[i]:,}", *sums, *at])
     return rows
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The names of a few positions, or how many they are."""
+    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names):,} positions"
 
 
 def edge_rows(circuit: Circuit, n: int) -> list[list[str]]:
@@ -92,7 +124,11 @@ def edge_rows(circuit: Circuit, n: int) -> list[list[str]]:
 
 
 def path_text(circuit: Circuit, path: Path) -> str:
-    """`input -> a5.h5<k> -> m9 -> logits`; a KV node names the query head that goes on: `a3.g0<k> (a3.h1)`."""
+    """`input -> a5.h5<k> -> m9 -> logits`; a KV node names the query head that goes on: `a3.g0<k> (a3.h1)`.
+
+    Where edges are told apart by position, each step says where it is read, as edges' names do:
+    `input -> a5.h5<k>@S2 -> m9@end -> logits@end`. Between the first two, attention carried it from S2 to end.
+    """
     graph = circuit.graph
     parts = ["input"]
     for i, edge in enumerate(path.edges):
@@ -100,7 +136,8 @@ def path_text(circuit: Circuit, path: Path) -> str:
         via = ""
         if channel.node.kind == "kv":
             via = f" ({graph.srcs[graph.edge_src[path.edges[i + 1]]].name})"
-        parts.append(channel.name + via)
+        at = f"@{graph.positions[graph.edge_position[edge]]}" if graph.positions else ""
+        parts.append(channel.name + at + via)
     return " -> ".join(parts)
 
 

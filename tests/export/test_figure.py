@@ -10,8 +10,9 @@ import pytest
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
-from acdc.export.figure import circuit_figure, save_figure
-from acdc.export.layout import BOX_HEIGHT, label, layered
+from acdc.export.columns import in_columns
+from acdc.export.figure import carried, circuit_figure, save_figure
+from acdc.export.layout import BOX_HEIGHT, Layout, label, layered
 from acdc.export.paths import backbone
 from acdc.graph import Graph, Node
 
@@ -21,6 +22,7 @@ def made_up(graph: Graph, seed: int = 0) -> EdgeScores:
     return EdgeScores(graph, values, {"model": "gpt2", "task": "ioi"})
 
 
+ROLES = ("IO", "S1", "S1+1", "S2", "other", "end")
 CIRCUITS = {
     "large": made_up(Graph(12, 12, 12)).top(4000, by="magnitude"),
     "group": made_up(Graph(6, 4, 2, kv="group")).top(200, by="magnitude"),
@@ -29,6 +31,16 @@ CIRCUITS = {
     "one": Circuit.from_edges(Graph(12, 12, 12), ["input->logits"]),
     "empty": Circuit.from_edges(Graph(12, 12, 12), []),
 }
+BY_POSITION = {
+    "roles": made_up(Graph(12, 12, 12, positions=ROLES)).top(4000, by="magnitude"),
+    "places": made_up(Graph(4, 4, 4, positions=tuple(map(str, range(14))))).top(700, by="signed"),
+    "group by position": made_up(Graph(4, 4, 2, kv="group", positions=ROLES)).top(300, by="magnitude"),
+    "parallel by position": made_up(Graph(6, 4, 4, parallel=True, positions=ROLES)).top(58, by="magnitude"),
+    "one position": made_up(Graph(2, 4, 2, kv="group", positions=("end",))).top(40, by="magnitude"),
+    "empty by position": Circuit.from_edges(Graph(12, 12, 12, positions=ROLES), []),
+    "long name": Circuit.from_edges(Graph(2, 2, 2, positions=("x" * 100, "end")), [f"input->a0.h1<v>@{'x' * 100}"]),
+}
+CIRCUITS |= BY_POSITION
 
 
 def svg(circuit: Circuit, folder: Path, **options) -> tuple[list[str], list[str]]:
@@ -56,25 +68,85 @@ def test_what_is_drawn_is_what_is_said(name, tmp_path):
         strongest, joining = re.search(r"the (\d+) strongest.*?and (\d+) that", note).groups()  # type: ignore[union-attr]
         assert int(strongest) + int(joining) == len(edges)
     elif circuit.n_edges:
-        assert f"shown: all {circuit.n_edges} kept edges (of the model's {graph.n_edges:,})" in note
+        at = f" at {graph.n_positions} positions" if graph.positions else ""
+        assert f"shown: all {circuit.n_edges} kept edges (of the model's {graph.n_edges:,}{at})" in note
     else:
         assert "no edge is kept" in note
 
 
+@pytest.mark.parametrize("circuit", ["group", "group by position"])
 @pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
-def test_the_same_circuit_gives_the_same_bytes(kind, tmp_path):
+def test_the_same_circuit_gives_the_same_bytes(circuit, kind, tmp_path):
     for name in ("first", "second"):
-        save_figure(circuit_figure(CIRCUITS["group"]), tmp_path / f"{name}.{kind}")
+        save_figure(circuit_figure(CIRCUITS[circuit]), tmp_path / f"{name}.{kind}")
     assert (tmp_path / f"first.{kind}").read_bytes() == (tmp_path / f"second.{kind}").read_bytes()
+
+
+def laid_out(circuit: Circuit, max_edges: int) -> Layout:
+    graph, places = circuit.graph, set()
+    for e in backbone(circuit, max_edges).edges.tolist():
+        position = int(graph.edge_position[e])
+        places |= {(graph.srcs[graph.edge_src[e]], position), (graph.channels[graph.edge_channel[e]].node, position)}
+    if graph.positions:
+        return in_columns(graph, places, head_room=0.5, foot_room=0.6)
+    return layered(graph, {node for node, _ in places}, head_room=0.5, foot_room=0.6)
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_boxes_and_edges_are_in_the_column_of_their_position(name):
+    circuit = BY_POSITION[name]
+    graph, layout = circuit.graph, laid_out(circuit, 60)
+    shown = backbone(circuit, 60).edges
+    assert sorted(layout.columns) == sorted({*graph.edge_position[shown].tolist(), graph.n_positions - 1})
+    ends = [end for position in sorted(layout.columns) for end in layout.columns[position]]
+    assert ends == sorted(ends)
+    for (_, position), box in layout.boxes.items():
+        left, right = layout.columns[position]
+        assert left < box.x - box.width / 2 and box.x + box.width / 2 < right
+    heights: dict[Node, set[float]] = {}
+    for (node, _), box in layout.boxes.items():
+        heights.setdefault(node, set()).add(box.y)
+    assert all(len(y) == 1 for y in heights.values())
+    drawn = {patch.get_gid(): patch for patch in circuit_figure(circuit).axes[0].patches if patch.get_gid()}
+    assert len(drawn) == len(shown)
+    for edge in shown.tolist():
+        left, right = layout.columns[graph.edge_position[edge]]
+        line = drawn[f"edge:{graph.edge_name(edge)}"].get_path().get_extents()
+        assert left - 0.02 <= line.x0 and line.x1 <= right + 0.02
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+def test_links_join_where_attention_reads_to_where_its_output_is_read(name):
+    circuit = BY_POSITION[name]
+    graph, edges = circuit.graph, backbone(circuit, 60).edges.tolist()
+    expected = set()
+    for a in edges:
+        channel, start = graph.channels[graph.edge_channel[a]], int(graph.edge_position[a])
+        for b in edges if channel.letter in ("k", "v") else []:
+            head, end = graph.srcs[graph.edge_src[b]], int(graph.edge_position[b])
+            if head.kind == "head" and graph.feeds(channel, head.layer, head.index):
+                expected.add(((channel.node, start), (head, end)))
+    expected = {(a, b) for a, b in expected if a != b}
+    found = carried(graph, np.array(edges, dtype=int))
+    assert len(found) == len(set(found)) and set(found) == expected
+    drawn = [line for line in circuit_figure(circuit).axes[0].lines if line.get_linestyle() == ":"]
+    assert len(drawn) == sum(a[1] == b[1] for a, b in expected)
+
+
+def test_columns_are_named_and_those_left_out_too(tmp_path):
+    graph = Graph(2, 2, 2, positions=("IO", "S1", "S2", "end"))
+    made = Circuit.from_edges(graph, ["input->a0.h1<v>@S2", "a0.h1->logits@end"])
+    texts, _ = svg(made, tmp_path)
+    assert {"S2", "end"} <= set(texts) and not {"IO", "S1"} & set(texts)
+    assert any(text.endswith("none at IO, S1") for text in texts)
+    assert texts.count("input") == 2 and texts.count("logits") == 1 and texts.count("0.1") == 2
+    long, _ = svg(BY_POSITION["long name"], tmp_path)
+    assert any(text.startswith("xxx") and text.endswith("…") for text in long)
 
 
 @pytest.mark.parametrize("name", CIRCUITS)
 def test_nothing_overlaps_and_nothing_is_cut_off(name):
-    circuit = CIRCUITS[name]
-    graph, edges = circuit.graph, backbone(circuit, 200).edges
-    nodes = {graph.srcs[graph.edge_src[e]] for e in edges}
-    nodes |= {graph.channels[graph.edge_channel[e]].node for e in edges}
-    layout = layered(graph, nodes, head_room=0.5, foot_room=0.6)
+    layout = laid_out(CIRCUITS[name], 200)
     boxes = list(layout.boxes.values())
     for i, box in enumerate(boxes):
         assert box.x - box.width / 2 > 0 and box.x + box.width / 2 < layout.width
@@ -84,21 +156,21 @@ def test_nothing_overlaps_and_nothing_is_cut_off(name):
             assert apart_x or abs(box.y - other.y) >= BOX_HEIGHT
 
 
-def test_labels_fit_their_boxes_and_all_text_the_page():
-    figure = circuit_figure(CIRCUITS["large"], max_edges=200)
+@pytest.mark.parametrize("name", ["large", *BY_POSITION])
+def test_all_text_fits_the_page_and_none_overlaps(name):
+    figure = circuit_figure(CIRCUITS[name], max_edges=200)
     figure.draw_without_rendering()
     page = figure.bbox
-    boxes = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
-    legend = figure.legends[0].get_window_extent()
-    for extent in (*boxes.values(), legend):
+    extents = [text.get_window_extent() for text in (*figure.axes[0].texts, *figure.legends) if text.get_visible()]
+    for i, extent in enumerate(extents):
         assert page.x0 <= extent.x0 and extent.x1 <= page.x1 and page.y0 <= extent.y0 and extent.y1 <= page.y1
-    assert legend.y1 < boxes["input"].y0
+        assert not any(extent.overlaps(other) for other in extents[:i])
 
 
 def test_full_rows_of_a_wide_model_stay_apart():
     graph = Graph(1, 32, 8, kv="group")
     layout = layered(graph, {*graph.srcs, *(c.node for c in graph.channels)}, head_room=0.0, foot_room=0.0)
-    heads = [layout.boxes[Node("head", 0, i)] for i in range(32)]
+    heads = [layout.boxes[Node("head", 0, i), 0] for i in range(32)]
     assert len({box.y for box in heads}) == 3
 
 

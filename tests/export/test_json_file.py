@@ -24,8 +24,9 @@ records = st.dictionaries(st.text(), st.recursive(
 @st.composite
 def circuits(draw: st.DrawFn) -> Circuit:
     kv_heads = draw(st.integers(1, 2))
+    positions = draw(st.lists(st.text(min_size=1, max_size=100), max_size=3, unique=True))
     graph = Graph(draw(st.integers(1, 3)), 2 * kv_heads, kv_heads, draw(st.booleans()),
-                  draw(st.sampled_from(["head", "group"])))
+                  draw(st.sampled_from(["head", "group"])), tuple(positions))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kept = rng.random(graph.n_edges) < draw(st.floats(0, 1))
     scores = None
@@ -58,12 +59,26 @@ def test_the_format_is_as_documented():
     circuit = small()
     data = json.loads(circuit_to_json(circuit))
     assert (data["format"], data["version"]) == ("acdc-circuit", 1)
-    assert data["graph"] == {"n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "parallel": False, "kv": "group"}
+    assert data["graph"] == {"n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "parallel": False, "kv": "group",
+                             "positions": []}
     assert data["kept"] == list(circuit.edge_names)
     assert circuit.scores is not None
     assert [-np.inf if v is None else v for v in data["scores"]] == circuit.scores.values.tolist()
     assert data["provenance"] == {"method": "eap", "selection": "top 6 by signed"}
     assert data["scores_provenance"] == {"method": "eap"}
+
+
+def test_positions_are_kept():
+    graph = Graph(1, 1, 1, positions=("S2", "->@", "end"))
+    circuit = Circuit.from_edges(graph, ["input->m0@->@", "input->a0.h0<q>@S2"])
+    data = json.loads(circuit_to_json(circuit))
+    assert data["graph"]["positions"] == ["S2", "->@", "end"]
+    assert data["kept"] == ["input->a0.h0<q>@S2", "input->m0@->@"]
+    assert circuit_from_json(json.dumps(data)) == circuit
+
+
+def test_a_file_need_not_say_that_positions_are_taken_together():
+    assert circuit_from_json(changed("graph.positions", ...)) == small()
 
 
 def changed(path: str, value: object) -> str:
@@ -99,6 +114,15 @@ def changed(path: str, value: object) -> str:
     ("graph.n_layers", 10**9, "more than any model has"),
     ("graph.n_heads", 10**8, "more than any model has"),
     ("graph.n_heads", -(10**8), "no such graph"),
+    ("graph.positions", "end", "'end' is not of type list"),
+    ("graph.positions", None, "None is not of type list"),
+    ("graph.positions", ["S2", "end", "S2"], "the position 'S2' is given twice"),
+    ("graph.positions", ["S2", 3], "a int where a name"),
+    ("graph.positions", [["S2"]], "a list where a name"),
+    ("graph.positions", [""], "a text of 0 characters where a name"),
+    ("graph.positions", ["x" * 101], "a text of 101 characters where a name"),
+    ("graph.positions", [str(i) for i in range(1001)], "1,001 names"),
+    ("graph.positions", ["S2", "end"], "36 where 65 numbers"),
     ("kept", ["a0.h0->m7"], "unknown channel 'm7'"),
     ("kept", ["m1->m0"], "m1 is computed after m0"),
     ("kept", ["m0->m1", "m0->m1"], "'m0->m1' is given twice"),
@@ -118,6 +142,13 @@ def test_a_wrong_field_is_refused_by_name(path, value, message):
         circuit_from_json(changed(path, value), source="found.json")
     assert message in str(error.value)
     assert "found.json" in str(error.value)
+
+
+def test_positions_multiply_edges_before_they_are_allocated():
+    data = json.loads(circuit_to_json(small()))
+    data["graph"] |= {"n_layers": 48, "n_heads": 25, "n_kv_heads": 25, "positions": [str(i) for i in range(1000)]}
+    with pytest.raises(AcdcError, match="at 1,000 positions have more edges"):
+        circuit_from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize("text", [

@@ -13,13 +13,14 @@ from acdc.export.paths import backbone, edge_strengths, strongest_paths
 from acdc.graph import Graph
 
 SHAPES = [(2, 2, 2, False, "head"), (2, 4, 2, False, "group"), (3, 2, 2, True, "head"), (3, 1, 1, False, "head")]
+POSITIONS = [(), ("end",), ("S2", "end"), ("0", "1", "2")]
 
 
 @st.composite
 def circuits(draw: st.DrawFn) -> Circuit:
-    graph = Graph(*draw(st.sampled_from(SHAPES)))
+    graph = Graph(*draw(st.sampled_from(SHAPES)), draw(st.sampled_from(POSITIONS)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kept = rng.random(graph.n_edges) < draw(st.sampled_from([0.1, 0.25, 0.4]))
+    kept = rng.random(graph.n_edges) < draw(st.sampled_from([0.1, 0.25, 0.4])) / graph.n_positions**0.5
     kind = draw(st.sampled_from(["none", "ties", "distinct"]))
     if kind == "none":
         return Circuit(graph, kept)
@@ -29,13 +30,16 @@ def circuits(draw: st.DrawFn) -> Circuit:
 
 
 def all_paths(circuit: Circuit) -> list[tuple[float, int, tuple[int, ...]]]:
-    """(-strength, length, edges) of every path, from networkx, in order."""
+    """(-strength, length, edges) of every path from networkx on which edges also meet by position, in order."""
     strengths = edge_strengths(circuit)
     view = circuit.graph.to_networkx(circuit.kept)
     found = []
     for path in nx.all_simple_edge_paths(view, "input", "logits"):
-        edges = tuple(view.edges[step]["edge"] for step in path if view.edges[step]["cuttable"])
-        found.append((-min(float(strengths[edge]) for edge in edges), len(edges), edges))
+        steps = [view.edges[step] for step in path if view.edges[step]["cuttable"]]
+        if all(a["channel"] in ("k", "v") or a.get("position") == b.get("position")
+               for a, b in itertools.pairwise(steps)):
+            edges = tuple(step["edge"] for step in steps)
+            found.append((-min(float(strengths[edge]) for edge in edges), len(edges), edges))
     return sorted(found)
 
 
@@ -45,13 +49,25 @@ def test_the_strongest_paths_are_those_of_enumeration(circuit, n):
     assert found == list(itertools.islice(all_paths(circuit), n))
 
 
-def test_many_paths_are_no_problem():
-    graph = Graph(30, 9, 3)
+@pytest.mark.parametrize("graph", [Graph(30, 9, 3), Graph(12, 4, 2, kv="group", positions=tuple("abcdefghij"))])
+def test_many_paths_are_no_problem(graph):
     circuit = Circuit(graph, np.ones(graph.n_edges, dtype=bool))
     lengths = [len(path.edges) for path in strongest_paths(circuit, 1000)]
     assert lengths == sorted(lengths)
     assert lengths[0] == 1
     assert len(lengths) == 1000
+
+
+def test_only_keys_and_values_move_between_positions():
+    graph = Graph(2, 2, 2, positions=("S1", "S2", "end"))
+    kept = ["input->a0.h1<v>@S1", "a0.h1->m0@S2", "m0->a1.h0<q>@S2", "m0->a1.h1<k>@S2", "a1.h0->logits@end",
+            "a1.h1->logits@end", "input->m1@S2", "m1->logits@end"]
+    circuit = Circuit.from_edges(graph, kept)
+    [path] = strongest_paths(circuit, 10)
+    assert [graph.edge_name(edge) for edge in path.edges] == [
+        "input->a0.h1<v>@S1", "a0.h1->m0@S2", "m0->a1.h1<k>@S2", "a1.h1->logits@end"
+    ]
+    assert backbone(circuit, 4).edges.tolist() == sorted(path.edges)
 
 
 @given(circuits(), st.integers(1, 12))

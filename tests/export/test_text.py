@@ -27,6 +27,37 @@ def test_sizes():
     }
 
 
+def at_positions() -> Circuit:
+    graph = Graph(2, 2, 2, positions=("S1", "S2", "end"))
+    kept = ["input->a0.h1<k>@S1", "input->a0.h1<k>@S2", "a0.h1->m0@S2", "m0->a1.h0<v>@S2", "a1.h0->logits@end"]
+    return Circuit.from_edges(graph, kept)
+
+
+def test_positions_are_counted_and_named():
+    assert dict(size_rows(at_positions())) == {
+        "edges": f"5 of 124 ({5 / 124:.3%})", "src, channel": f"4 pairs of 46 ({4 / 46:.3%}), at one position or more",
+        "positions": "3 of 3: 1 at S1, 3 at S2, 1 at end", "heads": "2 of 4", "MLPs": "1 of 2",
+        "channels": "q 0, k 2, v 1, MLP 1, logits 1",
+    }
+    assert {row[0]: row[1:] for row in node_rows(at_positions())} == {
+        "input": ["0", "2", "S1, S2"], "a0.h1": ["2", "1", "S1, S2"], "m0": ["1", "1", "S2"],
+        "a1.h0": ["1", "1", "S2, end"], "logits": ["1", "0", "end"],
+    }
+    lines = describe(at_positions()).splitlines()
+    assert "  input -> a0.h1<k>@S1 -> m0@S2 -> a1.h0<v>@S2 -> logits@end" in lines
+    assert ["a1.h0", "1", "1", "S2,", "end"] in [line.split() for line in lines]
+    assert "  input->a0.h1<k>@S1" in lines
+
+
+def test_many_positions_of_a_node_are_counted():
+    graph = Graph(1, 1, 1, positions=tuple("0123456789"))
+    made = Circuit.from_edges(graph, [f"input->m0@{i}" for i in range(8)])
+    assert [row[-1] for row in node_rows(made)] == ["8 positions", "8 positions"]
+    assert dict(size_rows(made))["positions"].startswith("8 of 10: 1 at 0, 1 at 1, ")
+    nothing = Circuit.from_edges(graph, [])
+    assert dict(size_rows(nothing))["positions"] == "0 of 10"
+
+
 def test_nodes_add_up():
     rows = {row[0]: row[1:] for row in node_rows(circuit())}
     assert rows == {
