@@ -3,7 +3,8 @@
     python -m acdc.benchmarks.record benchmarks/results      # writes README.md anew from the *.json beside it
 
 A record is a JSON object: `title`, `about` (what was compared, and how to read it), `command`, `date`, `machine`,
-`parameters`, and `rows`, each with `what`, `value` (a number), `unit` ("s", "times", "edges", ...) and `meaning`.
+`parameters`, `columns` and `rows`, a list of cells each: for numbers of one kind a column, or, for single numbers, what
+was measured, the number with its unit, and what it means.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,17 @@ def row(what: str, value: int | float, unit: str, meaning: str) -> dict[str, Any
 def write_record(folder: Path, name: str, *, title: str, about: str, command: str, parameters: dict[str, Any],
                  rows: list[dict[str, Any]]) -> None:
     """Writes a record with today's date and this machine to `name`.json, and the folder's page anew."""
+    columns = ("", "measured", "what it is")
+    lines = [[r["what"], number(r["value"], r["unit"]), r["meaning"]] for r in rows]
+    write_table(folder, name, title=title, about=about, command=command, parameters={**parameters, "numbers": rows},
+                columns=columns, rows=lines)
+
+
+def write_table(folder: Path, name: str, *, title: str, about: str, command: str, parameters: dict[str, Any],
+                columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As `write_record`, for a table with columns of its own."""
     record = {"title": title, "about": about, "command": command, "date": datetime.date.today().isoformat(),
-              "machine": machine(), "parameters": parameters, "rows": rows}
+              "machine": machine(), "parameters": parameters, "columns": columns, "rows": rows}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     write_page(folder)
@@ -60,8 +71,8 @@ def number(value: int | float, unit: str) -> str:
 def section(record: dict[str, Any], file: str) -> str:
     """One record as Markdown."""
     facts = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
-    rows = [f"| {r['what']} | {number(r['value'], r['unit'])} | {r['meaning']} |" for r in record["rows"]]
-    table = "\n".join(["| | measured | what it is |", "|---|---|---|", *rows])
+    lines = [record["columns"], ["---"] * len(record["columns"]), *record["rows"]]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (f"## {record['title']}\n{record['about']}\n\n```sh\n{record['command']}\n```\n\n{table}\n\n"
             f"{record['date']}; {facts}. File: [{file}]({file})\n")
 
