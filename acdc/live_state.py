@@ -191,16 +191,17 @@ class LiveState:
     def _read_more(self, channels: Sequence[int], at: slice, cuts: Cuts, moved: Moved) -> tuple[list[int], Moves]:
         """Which of `channels` (by place) read something else than now, and by how much."""
         srcs, by = moved.get(at)
+        if not srcs and not cuts.reads[:, channels].any():
+            return [], by
         kept, cut = self.kept[np.ix_(srcs, channels)], cuts.reads[:, channels]
         places = np.nonzero(kept.any((0, 2)) | cut.any((0, 2)))[0].tolist()
         more = by.new_zeros(len(places), *cuts.values.shape[1:3], by.shape[3], by.shape[4])
         for reads, values in ((kept[:, places], by), (cut[:, places], cuts.values[..., at, :])):
             if reads.any():
                 more += sum_kept(values.new_tensor(reads.transpose(1, 0, 2)), values, self.cells)
-        for i, place in enumerate(places):
-            gone = ~np.asarray(self.kept[:, channels[place]].any(0))
-            if gone.any():
-                more[i] = self._where_all_is_cut(more[i], channels[place], at, gone)
+        gone = ~np.asarray(self.kept[:, [channels[place] for place in places]].any(0))
+        for i in np.nonzero(gone.any(1))[0].tolist():
+            more[i] = self._where_all_is_cut(more[i], channels[places[i]], at, gone[i])
         return places, more
 
     def _where_all_is_cut(self, more: Float[Tensor, "row batch pos d_model"], channel: int, at: slice,
