@@ -10,6 +10,7 @@ from conftest import make_batch, tiny
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
 from acdc.metrics import METRICS
+from acdc.task import position_names
 
 LOGIT_DIFFERENCE = METRICS["logit_difference"]
 
@@ -77,6 +78,32 @@ def test_prompts_count_once_however_they_are_batched(method):
     together = method(model, [whole], LOGIT_DIFFERENCE, **options).values
     apart = method(model, singles, LOGIT_DIFFERENCE, **options).values
     np.testing.assert_allclose(together, apart, atol=1e-9)
+
+
+LINEAR = ("eap", "eap_ig", "eap_clean_corrupted", "relp", "gim")  # in what a src writes
+
+
+@pytest.mark.parametrize("positions", ["each", "roles"])
+def test_scores_by_position(method, positions, request):
+    model, batches = tiny("llama"), [make_batch(3, 6)]
+    options = {"threshold": 0.5} if is_acdc(method) else {}
+    scores = method(model, batches, LOGIT_DIFFERENCE, positions=positions, **options)
+    assert scores.graph == model.graph(positions=position_names(batches, positions))
+    again = method(model, batches, LOGIT_DIFFERENCE, positions=positions, **options)
+    assert scores == again and not np.isnan(scores.values).any()
+    if request.node.callspec.params["method"] in LINEAR:
+        whole = method(model, batches, LOGIT_DIFFERENCE, **options)
+        summed = scores.graph.to_matrix(scores.values).sum(2, keepdims=True)
+        np.testing.assert_allclose(whole.graph.from_matrix(summed), whole.values, atol=1e-10)
+
+
+def test_scores_of_single_prompts_have_their_mean(method):
+    if "per_prompt" not in inspect.signature(method).parameters:
+        pytest.skip("its scores are of all prompts together")
+    model, batches = tiny("llama"), [make_batch(2, 6), make_batch(1, 6, seed=1)]
+    scores = method(model, batches, LOGIT_DIFFERENCE, per_prompt=True)
+    assert scores.per_prompt.shape == (3, scores.graph.n_edges)
+    np.testing.assert_allclose(scores.per_prompt.mean(0), scores.values, atol=1e-6)
 
 
 def test_a_metric_without_gradient_is_refused_by_gradient_methods():
