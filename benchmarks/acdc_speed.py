@@ -1,12 +1,13 @@
 """How fast incremental ACDC is: against the plain sequential version, and on a whole real model.
 
-    python -m acdc.benchmarks.acdc_speed small [--threshold 0.0005]
+    python -m acdc.benchmarks.acdc_speed small
     python -m acdc.benchmarks.acdc_speed real [--threshold 0.0005] [--prompts 16]
     python -m acdc.benchmarks.acdc_speed kill [--kills 20]
 
-`small`: both versions on a random GPT-2 of 4 layers and 8 heads, in one run; their decisions must be the same. `real`:
+`small`: both versions on random GPT-2s of 4 layers and 8 heads, in one run; their decisions must be the same. `real`:
 all edges of SmolLM2 on IOI, with KL. `kill`: a search is killed with SIGKILL at random moments, again and again, and
-resumed from its journal; it must end in the circuit of a search that nobody disturbed.
+resumed from its journal; it must end in the circuit of a search that nobody disturbed. `--results benchmarks/results`
+also stores the numbers.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from acdc.benchmarks.record import number, row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.discovery.acdc import acdc
 from acdc.discovery.acdc_sequential import acdc_sequential
 from acdc.models import load_model
@@ -51,31 +53,44 @@ def random_gpt2(layers: int = 4, heads: int = 8, width: int = 128, difference: i
     return load_model(hf), [Batch(clean, corrupted, *answers, examples=examples)]
 
 
-def small(threshold: float) -> None:
-    model, batches = random_gpt2()
-    seconds, circuits, tried = {}, {}, 0
-    for name, method in (("incremental", acdc), ("sequential", acdc_sequential)):
+SMALL = (  # d_model, position where prompts differ, threshold (which keeps about 2% or less)
+    (256, 0, 0.0048), (128, 6, 0.0005), (128, 6, 0.02),
+)
+
+
+def small(repeats: int = 3) -> list[dict]:
+    """Incremental (median of `repeats` runs) against sequential (one run)."""
+    rows = []
+    for width, difference, threshold in SMALL:
+        model, batches = random_gpt2(width=width, difference=difference)
+        seconds, scores = [], acdc(model, batches, threshold=threshold)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            scores = acdc(model, batches, threshold=threshold)
+            seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
-        scores = method(model, batches, threshold=threshold)
-        seconds[name] = time.perf_counter() - start
-        circuits[name], tried = scores.above(threshold, by="signed"), int(np.isfinite(scores.values).sum())
-    same = bool((circuits["incremental"].kept == circuits["sequential"].kept).all())
-    kept, total = circuits["incremental"].n_edges, model.graph().n_edges
-    print(f"4 layers, 8 heads, 16 prompts of 12 tokens, KL, threshold {threshold:g}: {kept:,} of {total:,} edges kept "
-          f"({kept / total:.1%}), {tried:,} tried; same decisions: {same}")
-    print(f"incremental {seconds['incremental']:.2f} s, sequential {seconds['sequential']:.2f} s: "
-          f"{seconds['sequential'] / seconds['incremental']:.1f} times faster")
+        plain = acdc_sequential(model, batches, threshold=threshold)
+        sequential, incremental = time.perf_counter() - start, float(np.median(seconds))
+        kept = scores.above(threshold, by="signed")
+        assert (kept.kept == plain.above(threshold, by="signed").kept).all(), "the decisions differ"
+        setting = f"width {width}, prompts differ at position {difference}, threshold {threshold:g}"
+        found = (f"{kept.n_edges:,} of {kept.graph.n_edges:,} edges kept ({kept.n_edges / kept.graph.n_edges:.1%}), "
+                 f"{int(np.isfinite(scores.values).sum()):,} tried; same decisions")
+        rows += [row(f"sequential / incremental ({setting})", sequential / incremental, "times",
+                     f"{sequential:.2f} s / {incremental:.2f} s; {found}")]
+    return rows
 
 
-def real(threshold: float, prompts: int) -> None:
+def real(threshold: float, prompts: int) -> list[dict]:
     model = load_model("smollm2")
     batches = load_task("ioi", model.tokenizer, n=prompts).batches(model.tokenizer)
     start = time.perf_counter()
     scores = acdc(model, batches, threshold=threshold, progress=sys.stderr.isatty())
-    seconds, kept = time.perf_counter() - start, scores.above(threshold, by="signed").n_edges
-    total, tried = scores.graph.n_edges, int(np.isfinite(scores.values).sum())
-    print(f"smollm2, ioi, {prompts} prompts, KL, threshold {threshold:g}: {kept:,} of {total:,} edges kept "
-          f"({kept / total:.2%}), {tried:,} tried, {seconds / 60:.1f} minutes on {torch.get_num_threads()} threads")
+    minutes = (time.perf_counter() - start) / 60
+    kept, total = scores.above(threshold, by="signed").n_edges, scores.graph.n_edges
+    tried = int(np.isfinite(scores.values).sum())
+    return [row(f"all of SmolLM2, {prompts} prompts, threshold {threshold:g}", minutes, "minutes",
+                f"{kept:,} of {total:,} edges kept ({kept / total:.2%}), {tried:,} tried")]
 
 
 def search(threshold: float, journal: str) -> None:
@@ -85,7 +100,7 @@ def search(threshold: float, journal: str) -> None:
     print(json.dumps([str(value) for value in scores.values]))
 
 
-def kill(threshold: float, kills: int) -> None:
+def kill(threshold: float, kills: int) -> list[dict]:
     command = [sys.executable, "-W", "ignore", "-m", "acdc.benchmarks.acdc_speed", "search", "--threshold",
                str(threshold), "--journal"]
     rng, same, moments = random.Random(0), 0, []
@@ -104,8 +119,8 @@ def kill(threshold: float, kills: int) -> None:
             moments.append(journal.stat().st_size)
             resumed = subprocess.run([*command, str(journal)], capture_output=True, text=True, check=True).stdout
             same += resumed == expected
-    print(f"killed {kills} times, with journals of {min(moments):,} to {max(moments):,} bytes; resumed to identical "
-          f"scores {same} times")
+    return [row(f"resumed to identical scores, of {kills} kills", same, "",
+                f"journals of {min(moments):,} to {max(moments):,} bytes at the kill")]
 
 
 def main() -> None:
@@ -115,15 +130,26 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--journal", default="")
+    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
-    if arguments.what == "small":
-        small(arguments.threshold)
-    elif arguments.what == "real":
-        real(arguments.threshold, arguments.prompts)
-    elif arguments.what == "kill":
-        kill(arguments.threshold, arguments.kills)
-    else:
+    if arguments.what == "search":
         search(arguments.threshold, arguments.journal)
+        return
+    title, about, measure = {
+        "small": ("Incremental ACDC against sequential", "Random GPT-2s of 4 layers and 8 heads, 16 prompts of 12 "
+                  "tokens, KL. Both versions decide the same, edge by edge.", small),
+        "real": ("ACDC of a whole model", "All edges of SmolLM2, IOI, KL.",
+                 lambda: real(arguments.threshold, arguments.prompts)),
+        "kill": ("ACDC killed and resumed", "A search is killed with SIGKILL at a random moment and resumed from its "
+                 "journal.", lambda: kill(arguments.threshold, arguments.kills)),
+    }[arguments.what]
+    rows = measure()
+    for line in rows:
+        print(f"{line['what']}: {number(line['value'], line['unit'])} ({line['meaning']})")
+    if arguments.results:
+        write_record(arguments.results, f"acdc_{arguments.what}", title=title, about=about, rows=rows, parameters={
+            "threshold": arguments.threshold, "prompts": arguments.prompts, "kills": arguments.kills},
+            command=f"python -m acdc.benchmarks.acdc_speed {arguments.what}")
 
 
 if __name__ == "__main__":
