@@ -8,7 +8,6 @@ circuits are measured on held-out prompts by logit difference, under resample ab
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from acdc.benchmarks.record import write_table  # pyright: ignore[reportMissingImports]
+from acdc.benchmarks.speed import peak_memory  # pyright: ignore[reportMissingImports]
 from acdc.circuit import EdgeScores
 from acdc.discovery import METHODS
 from acdc.evaluation.faithfulness import faithfulness_curve
@@ -76,8 +76,8 @@ def measure(name: str, held_out: int) -> dict[str, Any]:
         options["shortlist"] = candidates.top(size, by="magnitude")
     scores = METHODS[run.method](model, batches, METRICS[run.loss], **options)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"name": name, "prompts": run.prompts, "loss": run.loss, "by": run.by, "seconds": seconds, "peak": peak,
+    return {"name": name, "prompts": run.prompts, "loss": run.loss, "by": run.by, "seconds": seconds,
+            "peak": peak_memory(),
             **faithfulness_of(run, scores, model, prompts(model, held_out, 1, seen))}
 
 

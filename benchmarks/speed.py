@@ -1,6 +1,6 @@
 """How fast discovery and evaluation are, each as a ratio to a floor timed in the same run.
 
-    python -m acdc.benchmarks.speed [--repeats 5] [--prompts 32] [--seed 0]
+    python -m acdc.benchmarks.speed [--repeats 5] [--prompts 32] [--seed 0] [--results benchmarks/results]
 
 Floors are plain HuggingFace passes on the same batch plus matrix products of the sizes that scoring all edges takes:
 - EAP: one corrupted forward without gradients and unembedding, one clean forward and backward to activations with the
@@ -13,7 +13,6 @@ Rounds alternate floor and measured, and medians are compared. Peak memory is th
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from acdc.ablation import prepare_ablation
+from acdc.benchmarks.record import row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.discovery.eap import eap
 from acdc.discovery.eap_ig import eap_ig
 from acdc.models import load_model
@@ -64,8 +64,9 @@ def score_products(model: Transformer, batch: Batch) -> Callable[[], None]:
     return multiply
 
 
-def compare(name: str, floor: Callable[[], Any], measured: Callable[[], Any], repeats: int, target: float) -> None:
-    """Alternates floor and measured, and prints medians and their ratio."""
+def compare(name: str, floor: Callable[[], Any], measured: Callable[[], Any], repeats: int, target: float
+            ) -> list[dict]:
+    """Alternates floor and measured; prints medians and their ratio, and returns them."""
     seconds: dict[str, list[float]] = {"floor": [], "measured": []}
     for round_ in range(repeats + 1):
         for kind, function in (("floor", floor), ("measured", measured)):
@@ -76,6 +77,8 @@ def compare(name: str, floor: Callable[[], Any], measured: Callable[[], Any], re
     low, own = (statistics.median(seconds[kind]) for kind in ("floor", "measured"))
     print(f"{name:<28} floor {low:6.3f} s   measured {own:6.3f} s   ratio {own / low:5.2f}   (target {target:.1f})",
           flush=True)
+    return [row(name, own, "s", "measured"), row("its floor", low, "s", "plain passes and products"),
+            row("ratio", own / low, "times", f"target: at most {target:.1f}")]
 
 
 def matmul_rate() -> float:
@@ -101,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, help="also write the numbers to this folder")
     parser.add_argument("--memory-only", action="store_true", help="run EAP once and print the peak memory")
     arguments = parser.parse_args()
     model = load_model(arguments.model)
@@ -113,10 +117,9 @@ def main() -> None:
         print(f"EAP peak memory: {peak:.2f} GiB, of which {loaded:.2f} GiB at the end of loading (target 2.5)")
         return
     batch = batches[0]
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-          f"{matmul_rate():.0f} GFLOP/s float32, torch {torch.__version__}; {len(batch)} prompts of "
-          f"{batch.clean.shape[1]} tokens, {model.graph().n_edges:,} edges, prompts differ from position "
-          f"{batch.first_difference}", flush=True)
+    setting = (f"{matmul_rate():.0f} GFLOP/s in float32; {len(batch)} prompts of {batch.clean.shape[1]} tokens, "
+               f"{model.graph().n_edges:,} edges, prompts differ from position {batch.first_difference}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {setting}", flush=True)
     products = score_products(model, batch)
 
     def eap_floor() -> None:
@@ -135,14 +138,22 @@ def main() -> None:
         with torch.no_grad():
             model.hf(batch.clean, use_cache=False, logits_to_keep=1)
 
-    compare("EAP, all edges", eap_floor, lambda: eap(model, [batch]), arguments.repeats, 2.0)
+    rows = compare("EAP, all edges", eap_floor, lambda: eap(model, [batch]), arguments.repeats, 2.0)
     scores = eap_ig(model, [batch], steps=arguments.steps)
-    compare(f"EAP-IG, {arguments.steps} steps", eap_ig_floor, lambda: eap_ig(model, [batch], steps=arguments.steps),
-            arguments.repeats, 2.0)
+    rows += compare(f"EAP-IG, {arguments.steps} steps", eap_ig_floor,
+                    lambda: eap_ig(model, [batch], steps=arguments.steps), arguments.repeats, 2.0)
     replacement = prepare_ablation(model, [batch])(batch)
     circuit = scores.top(scores.graph.n_edges // 100, by="magnitude")
-    compare("circuit of 1% of the edges", plain_forward, lambda: run_circuit(model, batch, circuit, replacement),
-            arguments.repeats, 1.0)
+    rows += compare("circuit of 1% of the edges", plain_forward,
+                    lambda: run_circuit(model, batch, circuit, replacement), arguments.repeats, 1.0)
+    if arguments.results:
+        about = ("What EAP, EAP-IG and a circuit run take, against plain HuggingFace passes on the same batch plus the "
+                 f"matrix products that scoring all edges takes (the floor); medians of {arguments.repeats}. "
+                 f"{arguments.model}, ioi, {setting}. A ratio below 1 is possible: positions before the first "
+                 "differing token need no products, and a circuit leaves nodes out.")
+        write_record(arguments.results, "speed", title="Speed against plain passes", about=about, rows=rows,
+                     command="python -m acdc.benchmarks.speed", parameters={
+                         key: value for key, value in vars(arguments).items() if key not in ("results", "memory_only")})
     subprocess.run([sys.executable, "-m", "acdc.benchmarks.speed", "--memory-only", "--model", arguments.model,
                     "--prompts", str(arguments.prompts)], check=True)
 
