@@ -48,8 +48,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
     discover.add_argument("--steps", type=int, help="eap_ig, eap_ig_activations: points on the path (default 5); "
                           "node_attribution: as eap_ig (default: the gradient on the clean run)")
-    discover.add_argument("--gradients", help="eap_ig_activations: of an edge's own sublayer (own, default), or averaged "
-                          "over those of all (all)")
+    discover.add_argument("--gradients", help="eap_ig_activations: from the runs of an edge's own sublayer (own, "
+                          "default), or of all (all)")
     discover.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="hisp: importances within a layer "
                           "(default), or in the metric's units")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
@@ -159,7 +159,8 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     """The options given for this method; one that it does not take is an error."""
     from acdc.discovery.ensemble import COMBINE, choose_methods
 
-    names = ("steps", "gradients", "normalise", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal")
+    names = ("steps", "gradients", "normalise", "methods", "combine", "threshold", "effect", "order", "shortlist",
+             "memory_gib", "journal")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
