@@ -156,6 +156,7 @@ def products_at_points(
     model: Transformer, batch: Batch, metric: Metric, replacement: Replacement, parts: Cells, *,
     points: Sequence[float], backward: Backward | None = None,
 ) -> Float[Tensor, "part src channel"]:
+    """A batch's scores with the gradient averaged over `points`, see `attribute`."""
     start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
     if backward is not None:
