@@ -121,22 +121,29 @@ def contribution(model: Transformer, run: Activations, src: int) -> Resid:
 
 
 def differences(
-    model: Transformer, clean: Activations, replaced: Activations, start: int, rows: slice, dtype: torch.dtype
+    model: Transformer, clean: Activations, replaced: Activations, start: int, rows: slice, dtype: torch.dtype,
+    srcs: slice = slice(None),
 ) -> Float[Tensor, "src batch pos d_model"]:
-    """replacement - clean contribution of every src, for some prompts, at positions from `start`."""
+    """replacement - clean contribution of `srcs`, which hold all of a layer's heads or none; for some prompts, at
+    positions from `start`."""
 
     def change(ours: Tensor, theirs: Tensor) -> Tensor:
         return theirs[rows, start:].to(dtype) - ours[rows, start:].to(dtype)
 
     graph = model.graph()
+    first, end, _ = srcs.indices(len(graph.srcs))
     of_input = change(clean.input, replaced.input)
-    result = of_input.new_empty(len(graph.srcs), *of_input.shape)
-    result[0] = of_input
+    result = of_input.new_empty(end - first, *of_input.shape)
+    if first == 0:
+        result[0] = of_input
     for layer, block in enumerate(model.blocks):
         index = graph.layer(layer)
-        z = change(clean.z[layer], replaced.z[layer]).permute(2, 0, 1, 3).flatten(1, 2)
-        torch.bmm(z, out_weight(block).to(dtype), out=result[index.heads].flatten(1, 2))
-        result[index.mlp] = change(clean.mlp[layer], replaced.mlp[layer])
+        if first <= index.heads.start and index.heads.stop <= end:
+            z = change(clean.z[layer], replaced.z[layer]).permute(2, 0, 1, 3).flatten(1, 2)
+            heads = result[index.heads.start - first : index.heads.stop - first]
+            torch.bmm(z, out_weight(block).to(dtype), out=heads.flatten(1, 2))
+        if first <= index.mlp < end:
+            result[index.mlp - first] = change(clean.mlp[layer], replaced.mlp[layer])
     return result
 
 

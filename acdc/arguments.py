@@ -39,15 +39,21 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover = command("discover", "find a circuit and write it, its pictures and a report to a folder")
     discover.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
     discover.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
-    discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_clean_corrupted, relp, gim, exact, "
-                          "acdc, acdc_sequential, ensemble or random")
+    discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_ig_activations, "
+                          "eap_clean_corrupted, relp, gim, node_attribution, hisp, ifr, exact, acdc, acdc_sequential, "
+                          "ensemble or random")
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
     discover.add_argument("--positions", default="all", help="edges for all token positions together (all), for each, "
                           "or for the roles that the task names (roles)")
     discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
-    discover.add_argument("--steps", type=int, help="eap_ig: points on the path (default 5)")
+    discover.add_argument("--steps", type=int, help="eap_ig, eap_ig_activations: points on the path (default 5); "
+                          "node_attribution: as eap_ig (default: the gradient on the clean run)")
+    discover.add_argument("--gradients", help="eap_ig_activations: from the runs of an edge's own sublayer (own, "
+                          "default), or of all (all)")
+    discover.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="hisp: importances within a layer "
+                          "(default), or in the metric's units")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
     discover.add_argument("--combine", help="ensemble: how they are made comparable, zscore (default) or rank")
     discover.add_argument("--threshold", type=float, help="acdc: keep an edge if the loss rises by this much without "
@@ -161,8 +167,8 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     from acdc.discovery.ensemble import COMBINE, choose_methods
     from acdc.discovery.relp import PATTERN
 
-    names = ("steps", "methods", "combine", "pattern", "temperature", "gate", "threshold", "effect", "order",
-             "shortlist", "memory_gib", "journal")
+    names = ("steps", "gradients", "normalise", "methods", "combine", "pattern", "temperature", "gate", "threshold",
+             "effect", "order", "shortlist", "memory_gib", "journal")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
@@ -181,6 +187,7 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
         raise AcdcError(f"--memory {given['memory_gib']}: it must be a number of GiB above 0")
     choose("effect", given.get("effect", "signed"), {"signed": None, "absolute": None})
     choose("order", given.get("order", "latest"), {"latest": None, "earliest": None})
+    choose("gradients", given.get("gradients", "own"), {"own": None, "all": None})
     choose("combine", given.get("combine", "zscore"), COMBINE)
     choose("pattern", given.get("pattern", "derivative"), dict.fromkeys(PATTERN))
     if not 0 < given.get("temperature", 1) < math.inf:

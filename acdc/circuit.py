@@ -50,6 +50,26 @@ class EdgeScores:
     def __getitem__(self, edge: str) -> float:
         return float(self.values[self.graph.edge(edge)])
 
+    def of_nodes(self) -> dict[str, float]:
+        """The score of each node that writes: the sum over the edges out of it, in the unit of the edges' scores.
+
+        For scores that are linear in what the src changes by, such as those of `eap`, it is what the same method would
+        score the node: the estimated effect of replacing all that it writes. With positions, `a0.h1@end` is the node
+        there; the last node's edges all lie at the last one. Edges that were never tried count nothing; a node of whose
+        edges none was tried is at -inf.
+        """
+        totals = self.node_totals()
+        at = [f"@{position}" for position in self.graph.positions] or [""]
+        return {f"{node.name}{place}": float(totals[s, p]) for s, node in enumerate(self.graph.srcs)
+                for p, place in enumerate(at)}
+
+    def node_totals(self) -> Float[np.ndarray, "src position"]:
+        """The sum over the edges out of each src, at each position; see `of_nodes`."""
+        tried = np.isfinite(self.values)
+        totals = self.graph.to_matrix(np.where(tried, self.values, 0)).sum(1)
+        untried = self.graph.exists.any(1) & ~self.graph.to_matrix(tried).any(1)
+        return np.where(untried, -np.inf, totals)
+
     def ranked_values(self, by: Rank) -> Float[np.ndarray, " edge"]:
         """What selection sorts by: the score itself, or its absolute value. Untried edges stay at -inf."""
         if by not in ("signed", "magnitude"):

@@ -4,6 +4,7 @@ It shares no code with the engine: attention is HF's, called again for each head
 projections; contributions are added up one by one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,14 +84,16 @@ class NaiveModel:
 
     def run(self, tokens: Tensor, graph: Any, kept: Any = None, replaced: dict[str, Tensor] | None = None,
             embedding: Tensor | None = None, leaves: dict[str, Tensor] | None = None,
-            groups: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+            groups: Tensor | None = None, edit: Callable[[str, Tensor], Tensor] = lambda name, x: x,
+            ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits at the last position and every src's contribution.
 
         `kept`, `replaced`: an edge that is not kept carries its src's value in `replaced`. `leaves`: is filled with
         what each channel reads, as tensors to differentiate by. `groups`: each token's place among `graph.positions`.
+        `edit`: what a src writes, given its name and what it computes.
         """
         first, calls = self.body_calls(tokens)
-        wrote = {"input": first if embedding is None else embedding}
+        wrote = {"input": edit("input", first if embedding is None else embedding)}
         bias_sum = torch.zeros_like(first)
 
         def read(channel: str) -> Tensor:
@@ -124,7 +127,7 @@ class NaiveModel:
                 total = sum(raws)
                 rstd = self.rstd(total, post)
                 raws = [raw * rstd * (1 + post.weight) for raw in raws]
-            heads = {f"a{i}.h{h}": raw for h, raw in enumerate(raws)}
+            heads = {f"a{i}.h{h}": edit(f"a{i}.h{h}", raw) for h, raw in enumerate(raws)}
             if self.parallel:
                 wrote_mlp = self.mlp(layer, read(f"m{i}"))
                 wrote.update(heads)
@@ -133,7 +136,7 @@ class NaiveModel:
                 wrote.update(heads)
                 bias_sum = bias_sum if bias is None else bias_sum + bias
                 wrote_mlp = self.mlp(layer, read(f"m{i}"))
-            wrote[f"m{i}"] = wrote_mlp
+            wrote[f"m{i}"] = edit(f"m{i}", wrote_mlp)
         logits = self.hf.get_output_embeddings()(self.final_norm(read("logits")))[:, -1]
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return (logits if cap is None else torch.tanh(logits / cap) * cap), wrote

@@ -189,6 +189,10 @@ SETTINGS = {
     "--method acdc --threshold 0.2": ("acdc", {"threshold": 0.2}, {}),
     "--method ensemble --methods exact,eap --combine rank --size 9": (
         "ensemble", {"methods": ["exact", "eap"], "combine": "rank"}, {}),
+    "--method eap_ig_activations --steps 2 --gradients all --size 9": (
+        "eap_ig_activations", {"steps": 2, "gradients": "all"}, {}),
+    "--method hisp --no-normalise --size 9": ("hisp", {"normalise": False}, {}),
+    "--method node_attribution --steps 2 --size 9": ("node_attribution", {"steps": 2}, {}),
     "--method random --seed 3 --size 9": ("random", {"seed": 3}, {}),
 }
 
@@ -342,6 +346,8 @@ BAD_VALUES = {
     "--steps 3 --method exact": "method 'exact' takes no --steps",
     "--threshold 0.1": "method 'eap_ig' takes no --threshold",
     "--combine rank": "method 'eap_ig' takes no --combine",
+    "--normalise": "method 'eap_ig' takes no --normalise",
+    "--method eap_ig_activations --gradients al": "unknown gradients 'al'. Did you mean 'all'?",
     "--method ensemble --combine ranks": "unknown combine 'ranks'. Did you mean 'rank'?",
     "--method ensemble --methods eap,eap_gi": "unknown method 'eap_gi'. Did you mean 'eap_ig'?",
     "--method ensemble --methods eap": "name two different methods or more",

@@ -3,14 +3,33 @@
 from collections.abc import Callable
 
 from acdc.circuit import EdgeScores
-from acdc.discovery import acdc, acdc_sequential, eap, eap_clean_corrupted, eap_ig, ensemble, exact, gim, random, relp
+from acdc.discovery import (
+    acdc,
+    acdc_sequential,
+    eap,
+    eap_clean_corrupted,
+    eap_ig,
+    eap_ig_activations,
+    ensemble,
+    exact,
+    gim,
+    hisp,
+    ifr,
+    node_attribution,
+    random,
+    relp,
+)
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
     "eap": eap.eap,
     "eap_ig": eap_ig.eap_ig,
+    "eap_ig_activations": eap_ig_activations.eap_ig_activations,
     "eap_clean_corrupted": eap_clean_corrupted.eap_clean_corrupted,
     "relp": relp.relp,
     "gim": gim.gim,
+    "node_attribution": node_attribution.node_attribution,
+    "hisp": hisp.hisp,
+    "ifr": ifr.ifr,
     "exact": exact.exact,
     "acdc": acdc.acdc,
     "acdc_sequential": acdc_sequential.acdc_sequential,

@@ -15,8 +15,9 @@ The first term is linear in u, so that u is summed over the steps of a path firs
 per position, head and step: only one product with W and one with the differences is made, however many steps there are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class LayerGradient:
 
 # (model, clean run, loss of the logits, start) -> the gradients of each layer, and at the final norm
 Backward = Callable[[Transformer, Activations, Callable[[Tensor], Tensor], int], tuple[list[LayerGradient], Tensor]]
+# (model, batch, metric, replacement, parts) -> the scores, each summed over the tokens of one part
+Products = Callable[[Transformer, Batch, Metric, Replacement, Cells], Float[Tensor, "part src channel"]]
 
 
 def attribute(
@@ -65,7 +68,7 @@ def attribute(
     batches: Sequence[Batch],
     metric: Metric,
     *,
-    points: Sequence[float],
+    points: Sequence[float] = (1.0,),
     kv: KV,
     ablation: str,
     progress: bool,
@@ -73,31 +76,60 @@ def attribute(
     positions: str = "all",
     per_prompt: bool = False,
     backward: Backward | None = None,
+    products: Products | None = None,
 ) -> EdgeScores:
     """Scores with the gradient averaged over runs whose input lies at `points` of the way from replacement to clean.
 
     The clean run itself, point 1, can only be the first. `positions`: what edges are told apart by, see
     `task.position_names`. `per_prompt`: also what each prompt alone scores, in float32; 4 bytes a prompt and edge.
-    `backward` stands in for HF's own backward pass, at the clean run, the only point then.
+    `backward` stands in for HF's own backward pass, at the clean run, the only point then. `products` stands in for all
+    of this: it computes a batch's scores in its own way.
     Cost a batch: a forward and a backward pass for each point, a forward pass for the replacement, one for the clean
     run unless it is among the points, and the products: 2 * edges * prompts * positions * d_model operations.
     """
-    if not metric.differentiable:
-        raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
     graph = model.graph(kv, position_names(batches, positions))
-    replace = prepare_ablation(model, batches, ablation)
     total, alone = np.zeros(graph.n_edges), []
-    with frozen(model):
-        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            products = _attribute_batch(model, batch, metric, points, replace(batch), graph.positions,
-                                        per_prompt, backward)
-            scores = _of_edges(graph, products.cpu().numpy())
-            total += scores.sum(0)
-            if per_prompt:
-                alone.append(scores.astype(np.float32))
+    if products is None:
+        products = partial(products_at_points, points=points, backward=backward)
+    for scores in batch_scores(model, batches, metric, graph, products, ablation=ablation, per_prompt=per_prompt,
+                               progress=progress):
+        total += scores.sum(0)
+        if per_prompt:
+            alone.append(scores.astype(np.float32))
     record = {**provenance, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, total / sum(len(batch) for batch in batches), record,
                       np.concatenate(alone) if per_prompt else None)
+
+
+def batch_scores(
+    model: Transformer,
+    batches: Sequence[Batch],
+    metric: Metric,
+    graph: Graph,
+    products: Products,
+    *,
+    ablation: str,
+    per_prompt: bool,
+    progress: bool,
+) -> Iterator[Float[np.ndarray, "prompt edge"]]:
+    """For each batch, the scores of every prompt, or their sum over prompts as one row; in float64."""
+    if not metric.differentiable:
+        raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
+    replace = prepare_ablation(model, batches, ablation)
+    with frozen(model):
+        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
+            replacement = replace(batch)
+            n_prompts = len(batch) if per_prompt else 1
+            parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
+            found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+            yield _of_edges(graph, found.cpu().numpy())
+
+
+def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:
+    """The tokens from `start` of each position, in each prompt or (`n_prompts` = 1) in all."""
+    prompt = torch.arange(len(batch), device=batch.clean.device)[:, None] if n_prompts > 1 else 0
+    groups = position_groups(batch, graph.positions)[:, start:] + graph.n_positions * prompt
+    return cells_of(groups, n_prompts * graph.n_positions)
 
 
 def _of_edges(graph: Graph, products: Float[np.ndarray, "prompt position src channel_per_head"]
@@ -120,21 +152,18 @@ def check_start(method: str, model: Transformer, ablation: str) -> None:
         )
 
 
-def _attribute_batch(
-    model: Transformer, batch: Batch, metric: Metric, points: Sequence[float], replacement: Replacement,
-    positions: Sequence[str], per_prompt: bool, backward: Backward | None,
-) -> Float[Tensor, "prompt position src channel"]:
-    """The sum over prompts of the scores, as one prompt; or the scores of each."""
+def products_at_points(
+    model: Transformer, batch: Batch, metric: Metric, replacement: Replacement, parts: Cells, *,
+    points: Sequence[float], backward: Backward | None = None,
+) -> Float[Tensor, "part src channel"]:
+    """A batch's scores with the gradient averaged over `points`, see `attribute`."""
     start = replacement.start(model, batch)
     replaced = replacement.activations.expanded(*batch.clean.shape)
-    n_prompts, n_positions = len(batch) if per_prompt else 1, max(1, len(positions))
-    prompt = torch.arange(len(batch), device=batch.clean.device)[:, None] if per_prompt else 0
-    parts = cells_of(position_groups(batch, positions)[:, start:] + n_positions * prompt, n_prompts * n_positions)
     if backward is not None:
         assert list(points) == [1.0], points
         clean = record(model, batch.clean)
         gradients = backward(model, clean, lambda logits: metric.loss(logits, batch, logits.detach()), start)
-        return _products(model, clean, replaced, *gradients, start, parts).unflatten(0, (n_prompts, -1))
+        return products_with(model, clean, replaced, *gradients, start, parts)
     clean = None if 1.0 in points else record(model, batch.clean)
     assert 1.0 not in points[1:], points
     layers: list[LayerGradient] = []
@@ -162,8 +191,7 @@ def _attribute_batch(
                 layers[layer].mlp.add_(mlp)
                 layers[layer].steps.append((head.x_hat, head.along))
     assert clean is not None
-    products = _products(model, clean, replaced, layers, logits_gradient, start, parts)
-    return products.unflatten(0, (n_prompts, -1)) / len(points)
+    return products_with(model, clean, replaced, layers, logits_gradient, start, parts) / len(points)
 
 
 def _tap_gradients(loss: Tensor, taps: Taps) -> Taps:
@@ -184,15 +212,24 @@ def _head_gradient(model: Transformer, layer: int, run: Activations, z_gradient:
         v = run.v[layer][:, :, kv].detach().requires_grad_()
         z = model.attend(attention, q, k, v, start)
         gradients = torch.autograd.grad(z, (q, k, v), z_gradient[:, start:].unflatten(-1, z.shape[2:]))
-    x_hat, rstd = block.attn_norm.statistics(run.attn_in[layer][:, start:])
+    return head_gradient(model, layer, run.attn_in[layer][:, start:], (q, k, v), gradients)
+
+
+def head_gradient(model: Transformer, layer: int, reads: Resid, values: Sequence[Tensor], gradients: Sequence[Tensor]
+                  ) -> HeadGradient:
+    """From what attention reads, its q, k and v of every query head and the gradients there; at the last positions,
+    those of `reads`."""
+    attention, norm, kv = model.blocks[layer].attention, model.blocks[layer].attn_norm, model.kv_head
+    x_hat, rstd = norm.statistics(reads.detach())
     window, d_model = x_hat.shape[1:]
     us, alongs = [], []
-    for values, gradient, projection in zip((q, k, v), gradients, (attention.q, attention.k, attention.v), strict=True):
+    projections = (attention.q, attention.k, attention.v)
+    for value, gradient, projection in zip(values, gradients, projections, strict=True):
         u = gradient[:, -window:] * rstd[..., None]
-        offset = _offset(projection, block.attn_norm.bias)
+        offset = _offset(projection, norm.bias)
         if offset is not None and len(offset) != model.n_heads:
             offset = offset[kv]
-        of_x_hat = values.detach()[:, -window:] - (0 if offset is None else offset)
+        of_x_hat = value.detach()[:, -window:] - (0 if offset is None else offset)
         us.append(u.permute(2, 0, 1, 3))
         alongs.append(((of_x_hat * u).sum(-1) / d_model).permute(2, 0, 1))
     return HeadGradient(torch.cat(us), x_hat, torch.cat(alongs))
@@ -206,7 +243,7 @@ def _offset(projection: Projection, norm_bias: Tensor | None) -> Float[Tensor, "
     return through + projection.bias
 
 
-def _products(
+def products_with(
     model: Transformer,
     clean: Activations,
     replaced: Activations,
@@ -214,32 +251,37 @@ def _products(
     logits_gradient: Float[Tensor, "batch d_model"],
     start: int,
     parts: Cells,
+    *,
+    srcs: slice = slice(None),
+    first_layer: int = 0,
 ) -> Float[Tensor, "part src channel"]:
     """The scores, each summed over the tokens of one part: one matrix product a layer and part, for as many prompts at
     a time as memory allows.
 
-    A layer's heads are taken together with the MLP before them. Products that are not edges are not read.
+    A layer's heads are taken together with the MLP before them. Products that are not edges are not read. Only `srcs`
+    get a score, and only in channels from `first_layer`'s heads and the MLP before them on.
     """
     graph = model.graph()
-    n_srcs = len(graph.srcs)
-    batch, window, d_model = layers[0].mlp.shape
-    scores = layers[0].u.new_zeros(len(parts), n_srcs, len(graph.channels))
-    bytes_per_prompt = (n_srcs + 3 * model.n_heads + 1) * window * d_model * scores.element_size()
+    first, end, _ = srcs.indices(len(graph.srcs))
+    batch, window, d_model = layers[-1].mlp.shape
+    scores = layers[-1].u.new_zeros(len(parts), len(graph.srcs), len(graph.channels))
+    bytes_per_prompt = (end - first + 3 * model.n_heads + 1) * window * d_model * scores.element_size()
     if len(parts) > 1:
         bytes_per_prompt *= 2
     size = max(1, PRODUCT_BYTES // bytes_per_prompt)
     for rows in (slice(i, i + size) for i in range(0, batch, size)):
-        changes = differences(model, clean, replaced, start, rows, scores.dtype)
+        changes = differences(model, clean, replaced, start, rows, scores.dtype, srcs)
         cells = [_within(part, rows, batch, window) for part in parts]
         of_part = [_at(changes, cell) for cell in cells]
-        for layer in range(model.n_layers + 1):
+        for layer in range(first_layer, model.n_layers + 1):
             gradient, channels = _channel_gradients(model, layers, layer, rows)
-            n_read = int(graph.n_srcs_read[channels].max())
+            reading = slice(first, min(end, int(graph.n_srcs_read[channels].max())))
+            n_read = max(0, reading.stop - first)
             for part, cell in enumerate(cells):
-                scores[part, :n_read, channels] += of_part[part][:n_read] @ _at(gradient, cell).T
+                scores[part, reading, channels] += of_part[part][:n_read] @ _at(gradient, cell).T
         last = torch.einsum("sbd,bd->bs", changes[:, :, -1], logits_gradient[rows].to(scores.dtype))
         for part, cell in enumerate(cells):
-            scores[part, :, -1] += last[cell[cell % window == window - 1] // window].sum(0)
+            scores[part, srcs, -1] += last[cell[cell % window == window - 1] // window].sum(0)
     return scores
 
 

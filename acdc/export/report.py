@@ -40,6 +40,19 @@ METHODS = {
     "gim": "Gradient interaction modifications: edge attribution patching with a gradient that holds norms' scales "
     "constant, softens the softmax of attention and is shared out where factors are multiplied (Edin et al. 2025, "
     "*GIM: Improved Interpretability for Large Language Models*, arXiv 2505.17630).",
+    "eap_ig_activations": "EAP-IG over activations is edge attribution patching with gradients averaged over runs in "
+    "which what the input, the attention of one layer or one MLP writes lies between its replacement and its clean "
+    "value (Hanna, Pezzelle and Belinkov 2024, *Have Faith in Faithfulness*, arXiv 2403.17806, in its code).",
+    "node_attribution": "Nodes were scored by attribution patching: the change of what a node writes times the "
+    "gradient there. An edge has the score of the weaker of its two ends, so that it says little about what travels "
+    "along it.",
+    "hisp": "The head importance score for pruning is the mean over prompts of the size of each node's estimated "
+    "effect, within its layer (Michel, Levy and Neubig 2019, *Are Sixteen Heads Really Better than One?*, arXiv "
+    "1905.10650). An edge has the score of the weaker of its two ends. Scores are sizes: none is negative, whether the "
+    "edge helps or hurts.",
+    "ifr": "Information flow routes: a score is the share of what is read that comes from the src, on the clean "
+    "prompts (Ferrando and Voita 2024, *Information Flow Routes: Automatically Interpreting Language Models at Scale*, "
+    "arXiv 2403.00824). It is no effect on the loss, and never negative.",
     "ensemble": "The scores of several methods were put on one scale, by their root mean square or by rank, and "
     "averaged. A score here has the sign of the effect, but no unit.",
     "random": "The scores are random numbers: a baseline, which says nothing about the model.",
