@@ -19,7 +19,7 @@ import numpy as np
 
 from acdc.benchmarks.record import write_table  # pyright: ignore[reportMissingImports]
 from acdc.benchmarks.speed import peak_memory  # pyright: ignore[reportMissingImports]
-from acdc.circuit import EdgeScores
+from acdc.circuit import EdgeScores, Rank
 from acdc.discovery import METHODS
 from acdc.evaluation.faithfulness import faithfulness_curve
 from acdc.metrics import METRICS
@@ -27,6 +27,7 @@ from acdc.models import load_model
 from acdc.task import Batch
 from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 
+MIB_RANKINGS: tuple[Rank, Rank] = ("signed", "magnitude")  # of CPR, of CMD
 SHOWN = (0.005, 0.01, 0.02, 0.05)
 SOUGHT = (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
 
@@ -38,7 +39,7 @@ class Run:
     method: str
     prompts: int = 128
     loss: str = "logit_difference"
-    by: str = "magnitude"
+    by: Rank = "magnitude"
     options: dict[str, Any] = field(default_factory=dict)
     shortlist: float | None = None  # of the edges, by |eap_ig score|
 
@@ -50,6 +51,10 @@ RUNS = {
     "eap_clean_corrupted": Run("eap_clean_corrupted"),
     "relp": Run("relp"),
     "gim": Run("gim"),
+    "node_attribution, 5 steps": Run("node_attribution", options={"steps": 5}),
+    "hisp": Run("hisp"),
+    "ifr": Run("ifr"),
+    "eap_ig_activations": Run("eap_ig_activations", prompts=16),
     "ensemble of eap_ig, relp, gim": Run("ensemble", options={"methods": ["eap_ig", "relp", "gim"]}),
     "acdc, shortlist 5%": Run("acdc", prompts=32, loss="kl_divergence", by="signed", shortlist=0.05,
                               options={"threshold": 0.0005}),
@@ -91,7 +96,7 @@ def faithfulness_of(run: Run, scores: EdgeScores, model: Any, batches: list[Batc
         within = abs(1 - point.faithfulness) <= 0.1
         return {"cpr": None, "cmd": None, "at": {}, "own": [point.n_edges, point.faithfulness],
                 "smallest": [point.n_edges, point.faithfulness] if within else None}
-    cpr, cmd = (faithfulness_curve(model, scores, batches, by=by) for by in ("signed", "magnitude"))
+    cpr, cmd = (faithfulness_curve(model, scores, batches, by=by) for by in MIB_RANKINGS)
     fine = faithfulness_curve(model, scores, batches, by=run.by, fractions=sorted({*SHOWN, *SOUGHT}))
     best = fine.smallest_faithful()
     return {"cpr": cpr.cpr, "cmd": cmd.cmd, "own": None,

@@ -36,3 +36,5 @@ METHODS: dict[str, Callable[..., EdgeScores]] = {
     "ensemble": ensemble.ensemble,
     "random": random.random,
 }
+
+UNSIGNED = frozenset({"hisp", "ifr"})  # importances: they do not say whether an edge helps or hurts

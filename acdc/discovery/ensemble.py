@@ -43,8 +43,8 @@ def ensemble(
     Positive = the edge helps, according to the methods on the whole; the scores have no unit. Cost: that of all
     methods. It misleads where methods share a fault, as all gradients do. Ranks lose how far the few strongest edges
     stand out, which small circuits live on, and give a place to what is mere rounding. Raises `AcdcError` for fewer
-    than two methods, one named twice, `ensemble` itself, and a method that leaves edges untried (ACDC), since -inf has
-    no place on either scale.
+    than two methods, one named twice, `ensemble` itself, methods without a sign (hisp, ifr), and a method that leaves
+    edges untried (ACDC), since -inf has no place on either scale.
     """
     chosen = choose_methods(methods)
     if combine not in COMBINE:
@@ -63,13 +63,16 @@ def ensemble(
 
 def choose_methods(methods: Sequence[str]) -> dict[str, Callable[..., EdgeScores]]:
     """The methods of these names. Refuses those that cannot be combined, before anything is computed."""
-    from acdc.discovery import METHODS  # here, because that table lists this module too
+    from acdc.discovery import METHODS, UNSIGNED  # here, because that table lists this module too
 
     for name in methods:
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
         if METHODS[name] is ensemble:
             raise AcdcError("an ensemble cannot be a part of itself; name other methods, such as eap and eap_ig")
+        if name in UNSIGNED:
+            raise AcdcError(f"{name} cannot be a part of an ensemble: its scores do not say whether an edge helps or "
+                            "hurts. Name methods that do, such as eap, eap_ig or exact")
         if "threshold" in inspect.signature(METHODS[name]).parameters:
             raise _leaves_untried(name)
     if len(methods) < 2 or len(set(methods)) < len(methods):

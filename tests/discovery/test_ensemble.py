@@ -84,6 +84,7 @@ def test_the_order_of_the_methods_and_their_units_do_not_matter(monkeypatch):
     (["eap", "ensemble"], "cannot be a part of itself"),
     (["eap", "acdc"], "acdc cannot be a part of an ensemble: it leaves edges untried"),
     (["acdc_sequential", "eap"], "acdc_sequential cannot be a part"),
+    (["eap", "hisp"], "hisp cannot be a part of an ensemble: its scores do not say whether an edge helps"),
     (["eap"], "an ensemble of eap: name two"),
     (["eap", "eap"], "an ensemble of eap, eap: name two different"),
     ([], "an ensemble of nothing: name two"),
