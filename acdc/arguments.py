@@ -40,12 +40,21 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
     discover.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
     discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_clean_corrupted, relp, gim, exact, "
-                          "acdc, acdc_sequential, ensemble or random")
+                          "acdc, acdc_sequential, edge_pruning, subnetwork_probing, ensemble or random")
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
     discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
-    discover.add_argument("--steps", type=int, help="eap_ig: points on the path (default 5)")
+    discover.add_argument("--steps", type=int, help="eap_ig: points on the path (default 5); learned masks: steps "
+                          "of training")
+    discover.add_argument("--sparsity", type=float, help="learned masks: the share that is to be cut (default 0.985 of "
+                          "the edges, subnetwork_probing: 0.8 of the nodes)")
+    discover.add_argument("--learning-rate", type=float, help="learned masks: of Adam")
+    discover.add_argument("--prompts-per-step", type=int, help="learned masks: prompts drawn in each step")
+    discover.add_argument("--warmup", type=float, help="learned masks: the share of the steps over which the target "
+                          "sparsity rises")
+    discover.add_argument("--checkpoint", type=Path, help="learned masks: the file that a run is saved to as it goes, "
+                          "from which one that was killed goes on")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
     discover.add_argument("--combine", help="ensemble: how they are made comparable, zscore (default) or rank")
     discover.add_argument("--threshold", type=float, help="acdc: keep an edge if the loss rises by this much without "
@@ -153,12 +162,13 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     """The options given for this method; one that it does not take is an error."""
     from acdc.discovery.ensemble import COMBINE, choose_methods
 
-    names = ("steps", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal")
+    names = ("steps", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal",
+             "sparsity", "learning_rate", "prompts_per_step", "warmup", "checkpoint")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
         if name not in taken:
-            option = name.removesuffix("_gib")
+            option = name.removesuffix("_gib").replace("_", "-")
             raise AcdcError(f"method {arguments.method!r} takes no --{option}; leave it out or choose another method")
     if "seed" in taken:  # the one seed of the command line, which always has a value
         given["seed"] = arguments.seed

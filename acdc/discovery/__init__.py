@@ -3,7 +3,20 @@
 from collections.abc import Callable
 
 from acdc.circuit import EdgeScores
-from acdc.discovery import acdc, acdc_sequential, eap, eap_clean_corrupted, eap_ig, ensemble, exact, gim, random, relp
+from acdc.discovery import (
+    acdc,
+    acdc_sequential,
+    eap,
+    eap_clean_corrupted,
+    eap_ig,
+    edge_pruning,
+    ensemble,
+    exact,
+    gim,
+    random,
+    relp,
+    subnetwork_probing,
+)
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
     "eap": eap.eap,
@@ -14,6 +27,8 @@ METHODS: dict[str, Callable[..., EdgeScores]] = {
     "exact": exact.exact,
     "acdc": acdc.acdc,
     "acdc_sequential": acdc_sequential.acdc_sequential,
+    "edge_pruning": edge_pruning.edge_pruning,
+    "subnetwork_probing": subnetwork_probing.subnetwork_probing,
     "ensemble": ensemble.ensemble,
     "random": random.random,
 }
