@@ -53,6 +53,7 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--prompts-per-step", type=int, help="learned masks: prompts drawn in each step")
     discover.add_argument("--warmup", type=float, help="learned masks: the share of the steps over which the target "
                           "sparsity rises")
+    discover.add_argument("--constraint", help="edge_pruning: budget (default), or lagrangian as in the paper")
     discover.add_argument("--checkpoint", type=Path, help="learned masks: the file that a run is saved to as it goes, "
                           "from which one that was killed goes on")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
@@ -163,7 +164,7 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     from acdc.discovery.ensemble import COMBINE, choose_methods
 
     names = ("steps", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal",
-             "sparsity", "learning_rate", "prompts_per_step", "warmup", "checkpoint")
+             "sparsity", "learning_rate", "prompts_per_step", "warmup", "constraint", "checkpoint")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:

@@ -1,44 +1,50 @@
 """Masks that are learned: how much of each edge is kept is trained by gradient descent, under a target sparsity.
 
-Phases of a step: some prompts are drawn; the mask of each parameter is drawn from its hard concrete distribution; the
-model runs with these fractions of its edges kept (`SoftCircuit`); the loss, plus the Lagrangian of the sparsity, is
-differentiated; the parameters go down, the multipliers up. Everything random in a step depends on the seed and the
-number of the step alone, so that a run goes on from a checkpoint as if it had not stopped.
+Phases of a step: some prompts are drawn; the mask of each parameter is drawn from its distribution; the model runs with
+these fractions of its edges kept (`SoftCircuit`); the loss is differentiated; the parameters go down.
+
+How the target is met, `constraint`:
+
+- `budget`: after each step all parameters are shifted by the one number that makes the expected share of masks that are
+  more than half open what it must be. The gradient by a mask goes to its parameter as it is, also where the mask is 0
+  or 1, so that closed edges come back if they would help. A step is Adam's, with the gradient of the weakest edge
+  within the budget for its epsilon: what counts for less than that edge hardly moves. Our own.
+- `lagrangian`: hard concrete masks are differentiated, and the sparsity enters the loss with multipliers that ascend,
+  as in Edge Pruning. It needs thousands of steps.
+
+Everything random in a step depends on the seed and the number of the step alone, so that a run goes on from a
+checkpoint as if it had not stopped.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from acdc.ablation import check_ablation, prepare_ablation
 from acdc.activations import record
-from acdc.discovery.journal import hash_of_prompts
-from acdc.errors import AcdcError
+from acdc.discovery.checkpoint import Checkpoint
+from acdc.errors import AcdcError, unknown_name
 from acdc.graph import Graph
 from acdc.metrics import Metric
-from acdc.models import weights_hash
-from acdc.output_folder import write_file
 from acdc.soft_circuit import SoftCircuit, soft_circuit
 from acdc.task import Batch
-from acdc.transformer import Transformer, frozen
+from acdc.transformer import Transformer
 
 LOW, HIGH = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clamped to 0 and 1
 TEMPERATURE = 2 / 3
-OPEN = 10.0  # log_alpha at the start, on average
+OPEN = 10.0  # log_alpha at the start, on average, where the sparsity is a part of the loss
+LIMIT = 15.0  # what |log_alpha| approaches, so that no mask closes for good
+FULL = 0.999  # the largest share of open masks that is aimed at: at 1 they would be beyond all gradients
+CONSTRAINTS = ("budget", "lagrangian")
 HISTORY = 100  # points of the loss curve at most
 SAVE_EVERY = 25  # steps between checkpoints
-FORMAT = "acdc-masks"
+Draw = Callable[[Tensor, Tensor], Tensor]  # (log_alpha, uniform) -> masks
 
 
 def sample(log_alpha: Float[Tensor, " n"], uniform: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -58,7 +64,8 @@ def probability_open(log_alpha: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 @dataclass(frozen=True)
 class Training:
     """How masks are trained. `sparsity`: the share of masks that is to be closed at the end; `warmup`: the share of the
-    steps over which the target rises to it from 0."""
+    steps over which it is reached; `open_at_first`: the share of open masks that a budget starts from. With a budget a
+    mask that is more than half open counts as open, else one that is not 0."""
 
     steps: int
     sparsity: float
@@ -66,23 +73,36 @@ class Training:
     prompts_per_step: int
     seed: int
     warmup: float
+    constraint: str = "budget"
+    open_at_first: float = 1.0
 
     def check(self) -> None:
         for name in ("steps", "prompts_per_step"):
             if getattr(self, name) < 1:
                 raise AcdcError(f"{name}={getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.sparsity <= 1:
-            raise AcdcError(f"sparsity={self.sparsity}: it is the share of edges that is cut, between 0 and 1")
+        if not 0 <= self.sparsity < 1:
+            raise AcdcError(f"sparsity={self.sparsity}: it is the share of edges that is cut, from 0 to below 1")
         if not 0 < self.learning_rate < float("inf"):
             raise AcdcError(f"learning_rate={self.learning_rate}: it must be a positive number")
         if self.seed < 0:
             raise AcdcError(f"seed={self.seed}: it must be 0 or more")
         if not 0 <= self.warmup <= 1:
             raise AcdcError(f"warmup={self.warmup}: it is a share of the steps, between 0 and 1")
+        if self.constraint not in CONSTRAINTS:
+            raise unknown_name("constraint", self.constraint, CONSTRAINTS)
 
     def target(self, step: int) -> float:
+        """The sparsity to be met after a step. With a budget, the share of open masks falls geometrically."""
         rise = self.warmup * self.steps
-        return self.sparsity * (min(1.0, (step + 1) / rise) if rise >= 1 else 1.0)
+        progress = min(1.0, (step + 1) / rise) if rise >= 1 else 1.0
+        if self.constraint == "lagrangian":
+            return self.sparsity * progress
+        first = max(self.open_at_first, 1 - self.sparsity)
+        return 1 - first ** (1 - progress) * (1 - self.sparsity) ** progress
+
+    def rate(self, step: int) -> float:
+        """The learning rate: with a budget it falls to 0 over the second half."""
+        return self.learning_rate * (min(1.0, 2 - 2 * step / self.steps) if self.constraint == "budget" else 1.0)
 
     def generator(self, kind: str, number: int) -> torch.Generator:
         """Of its own for each step (or epoch) and purpose."""
@@ -98,10 +118,33 @@ class Training:
         return torch.stack([orders[place // n][place % n] for place in places])
 
 
-def open_masks(model: Transformer, n: int, training: Training) -> Float[Tensor, " n"]:
-    """log_alpha of masks that are all open, as they are drawn before the first step."""
+def first_masks(model: Transformer, n: int, training: Training, scores: Float[np.ndarray, " n"] | None = None
+                ) -> Float[Tensor, " n"]:
+    """log_alpha before the first step: all masks open; or, with a budget, open by the size of some `scores`.
+
+    These are put on a log scale, a factor of 10 for 4.6; open_at_first of the masks are open. An edge that was never
+    tried (-inf) counts as 0.
+    """
+    dtype = torch.promote_types(model.dtype, torch.float32)
     noise = torch.randn(n, generator=training.generator("start", 0), dtype=torch.float64)
-    return (OPEN + 0.01 * noise).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    if training.constraint == "lagrangian":
+        return (OPEN + 0.01 * noise).to(model.device, dtype)
+    log_alpha = torch.zeros(n, dtype=torch.float64)
+    if scores is not None:
+        size = torch.from_numpy(np.where(np.isfinite(scores), np.abs(scores), 0.0))
+        weakest = size.sort(descending=True).values[min(n - 1, int(training.open_at_first * n))]
+        log_alpha = 2 * (size / weakest.clamp(min=1e-30)).clamp(min=1e-30).log().clamp(-LIMIT / 2, LIMIT / 2)
+    return within_budget(log_alpha.to(model.device, dtype), min(training.open_at_first, FULL))
+
+
+def within_budget(log_alpha: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:
+    """Shifted by one number, so that on average a `share` of the masks is more than half open; by bisection."""
+    low, high = -100.0, 100.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        is_over = float(torch.sigmoid(log_alpha + middle).double().mean()) > share
+        low, high = (low, middle) if is_over else (middle, high)
+    return log_alpha + low
 
 
 def check_metric(metric: Metric) -> None:
@@ -176,18 +219,23 @@ class EdgeMatrix:
 class Adam:
     """Adam without weight decay, with a state that can be saved. Source: Kingma & Ba 2015 (arXiv 1412.6980)."""
 
-    BETAS, EPS = (0.9, 0.999), 1e-8
+    EPS = 1e-8
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.betas = betas
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
 
-    def change(self, gradient: Tensor, step: int, learning_rate: float) -> Tensor:
-        """What to add to go down; `step` from 0."""
-        first, second = self.BETAS
+    def change(self, gradient: Tensor, step: int, learning_rate: float, n_strongest: int | None = None) -> Tensor:
+        """What to add to go down; `step` from 0. `n_strongest`: epsilon is the size of the mean gradient that so many
+        others reach."""
+        first, second = self.betas
         self.mean.lerp_(gradient, 1 - first)
         self.square.lerp_(gradient.square(), 1 - second)
-        scale = (self.square / (1 - second ** (step + 1))).sqrt_().add_(self.EPS)
-        return -learning_rate * (self.mean / (1 - first ** (step + 1))) / scale
+        mean = self.mean / (1 - first ** (step + 1))
+        eps = self.EPS
+        if n_strongest is not None:
+            eps = max(eps, float(mean.abs().sort(descending=True).values[min(n_strongest, len(mean) - 1)]))
+        return -learning_rate * mean / (self.square / (1 - second ** (step + 1))).sqrt_().add_(eps)
 
 
 @dataclass(eq=False)
@@ -213,24 +261,30 @@ def train_masks(
     training: Training,
     start: Float[Tensor, " n"],
     to_kept: Callable[[Tensor], Tensor],
-    checkpoint: "Checkpoint | None" = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    draw: Draw = sample,
 ) -> State:
-    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept.
-
-        minimise  mean loss + multiplier_0 (s - t) + multiplier_1 (s - t)^2    with s = mean P(mask = 0)
-
-    over log_alpha, and maximise over the multipliers. Cost a step: a forward and a backward pass of `SoftCircuit`.
-    """
+    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept, `draw` makes them
+    of log_alpha and numbers between 0 and 1. Cost a step: a forward and a backward pass of `SoftCircuit`."""
     multipliers = start.new_zeros(2)
-    state = State(start.clone(), multipliers, (Adam(start), Adam(multipliers)), 0, [])
+    betas = (0.9, 0.98) if training.constraint == "budget" else (0.9, 0.999)
+    state = State(start.clone(), multipliers, (Adam(start, betas), Adam(multipliers)), 0, [])
     if checkpoint is not None:
         checkpoint.load(state)
     n_prompts = sum(len(group.batch) for group in groups)
-    with tqdm(total=training.steps, initial=state.step, desc="learning masks", unit="step", disable=not progress) as bar:
+    take = budget_step if training.constraint == "budget" else lagrangian_step
+    every = -(-training.steps // HISTORY)
+    with tqdm(total=training.steps, initial=state.step, desc="learning masks", disable=not progress) as bar:
         while state.step < training.steps:
-            point = train_step(groups, metric, training, state, to_kept, training.draw(state.step, n_prompts))
-            every = -(-training.steps // HISTORY)
+            chosen = training.draw(state.step, n_prompts)
+            uniform = torch.rand(len(start), generator=training.generator("masks", state.step), dtype=torch.float64)
+            uniform = uniform.clamp(1e-6, 1 - 1e-6).to(start.device, start.dtype)
+
+            def loss_of(masks: Tensor, chosen: Tensor = chosen) -> Tensor:
+                return mean_loss(groups, chosen, to_kept(masks), metric)
+
+            point = take(loss_of, training, state, uniform, draw)
             if state.step % every == 0 or state.step == training.steps - 1:
                 state.history.append({"step": state.step, **point})
             state.step += 1
@@ -241,82 +295,42 @@ def train_masks(
     return state
 
 
-def train_step(groups: Sequence[Group], metric: Metric, training: Training, state: State,
-               to_kept: Callable[[Tensor], Tensor], chosen: Int[Tensor, " prompt"]) -> dict[str, float]:
-    """One step; its loss (without the Lagrangian), sparsity and target."""
+def budget_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: State, uniform: Tensor, draw: Draw
+                ) -> dict[str, float]:
+    """One step of `constraint="budget"`; its loss, and sparsity and target afterwards."""
+    log_alpha = state.log_alpha.clone().requires_grad_()
+    masks = draw(log_alpha, uniform)
+    if draw is sample:
+        masks.retain_grad()
+    loss = loss_of(masks)
+    loss.backward()
+    gradient = masks.grad if draw is sample else log_alpha.grad
+    assert gradient is not None
+    rate, target, n = training.rate(state.step), training.target(state.step), len(log_alpha)
+    change = state.adam[0].change(gradient, state.step, rate, int((1 - training.sparsity) * n))
+    moved = state.log_alpha * (1 - rate / LIMIT) + change
+    state.log_alpha.copy_(within_budget(moved, min(1 - target, FULL)))
+    sparsity = 1 - torch.sigmoid(state.log_alpha).mean()
+    return {"loss": float(loss.detach()), "sparsity": float(sparsity), "target": target}
+
+
+def lagrangian_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: State, uniform: Tensor,
+                    draw: Draw) -> dict[str, float]:
+    """One step of `constraint="lagrangian"`:
+
+        minimise  loss + multiplier_0 (s - t) + multiplier_1 (s - t)^2    with s = mean P(mask = 0)
+
+    over log_alpha, and maximise over the multipliers. Returns its loss without these, its sparsity and target.
+    """
     of_alpha, of_multipliers = state.adam
     log_alpha = state.log_alpha.clone().requires_grad_()
-    uniform = torch.rand(len(log_alpha), generator=training.generator("masks", state.step), dtype=torch.float64)
-    uniform = uniform.clamp(1e-6, 1 - 1e-6).to(log_alpha.device, log_alpha.dtype)
-    loss = mean_loss(groups, chosen, to_kept(sample(log_alpha, uniform)), metric)
+    loss = loss_of(draw(log_alpha, uniform))
     sparsity = 1 - probability_open(log_alpha).mean()
     target = training.target(state.step)
     gap = sparsity - target
     (loss + state.multipliers[0] * gap + state.multipliers[1] * gap**2).backward()
     assert log_alpha.grad is not None
-    gap = gap.detach()
-    state.log_alpha += of_alpha.change(log_alpha.grad, state.step, training.learning_rate)
-    state.multipliers -= of_multipliers.change(torch.stack([gap, gap**2]), state.step, training.learning_rate)
+    gap, rate = gap.detach(), training.rate(state.step)
+    state.log_alpha += of_alpha.change(log_alpha.grad, state.step, rate)
+    state.multipliers -= of_multipliers.change(torch.stack([gap, gap**2]), state.step, rate)
     return {"loss": float(loss.detach()), "sparsity": float(sparsity.detach()), "target": target}
-
-
-class Checkpoint:
-    """A file that holds the state of a run: tensors, and beside them what the run is, which must be the same to go on.
-
-    Raises `AcdcError` where the file is not a checkpoint, or of another run (naming what differs).
-    """
-
-    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self.header = {"format": FORMAT, **json.loads(json.dumps(dict(header)))}
-
-    def save(self, state: State) -> None:
-        record = {"header": json.dumps(self.header), "step": str(state.step), "history": json.dumps(state.history)}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
-        try:
-            write_file(self.path, save(tensors, metadata=record))
-        except OSError as error:
-            message = f"cannot write the checkpoint {self.path}: {error.strerror}; give another path"
-            raise AcdcError(message) from error
-
-    def load(self, state: State) -> None:
-        """Puts what the file holds into `state`; nothing, if there is no file yet."""
-        if not self.path.exists():
-            return
-        try:
-            with safe_open(self.path, "pt") as file:
-                found = file.metadata() or {}
-                header = json.loads(found.get("header", "{}"))
-                self._check(header)
-                for name, tensor in state.tensors().items():
-                    tensor.copy_(file.get_tensor(name))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise AcdcError(
-                f"{self.path} is not a checkpoint of acdc, or is damaged ({error}), and is left alone; delete it or give "
-                "another path"
-            ) from error
-        state.step, state.history = int(found["step"]), json.loads(found["history"])
-
-    def _check(self, header: Mapping[str, Any]) -> None:
-        if header.get("format") != FORMAT:
-            raise AcdcError(f"{self.path} is not a checkpoint of acdc, and is left alone; give another path")
-        for key in {**self.header, **header}:
-            if header.get(key) != self.header.get(key):
-                raise AcdcError(
-                    f"the checkpoint {self.path} is of another run: its {key} is {header.get(key)!r}, here it is "
-                    f"{self.header.get(key)!r}. Go on with the same model, task and options, give another path, or "
-                    "delete it to start anew"
-                )
-
-
-def open_checkpoint(path: str | Path | None, model: Transformer, batches: Sequence[Batch], header: Mapping[str, Any]
-                    ) -> Checkpoint | None:
-    """The checkpoint of a run on these prompts; None without a path."""
-    if path is None:
-        return None
-    options = header["method_options"]
-    header = {key: value for key, value in header.items() if key != "method_options"}
-    return Checkpoint(path, {**header, **options, "model": weights_hash(model), "dtype": str(model.dtype),
-                             "prompts": hash_of_prompts(batches)})
-
-

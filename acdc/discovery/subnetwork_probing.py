@@ -3,7 +3,7 @@
 Phases: as in `edge_pruning`, but all edges of one src share its mask; then an edge scores what the lesser of its two
 ends does.
 Source: Cao, Sanh & Rush 2021 (arXiv 2104.03514); with corrupted activations, as in Conmy et al. 2023 (arXiv
-2304.14997). There the masks are regularised by a weight, here trained to a target sparsity.
+2304.14997). There the number of open masks is a part of the loss, here they are trained within a budget.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acdc.circuit import EdgeScores
+from acdc.discovery.checkpoint import open_checkpoint
 from acdc.discovery.masks import (
     EdgeMatrix,
     Training,
     check_metric,
-    open_checkpoint,
-    open_masks,
+    first_masks,
     prepare_prompts,
     train_masks,
 )
@@ -37,10 +37,10 @@ def subnetwork_probing(
     metric: Metric = METRICS["kl_divergence"],
     *,
     sparsity: float = 0.8,
-    steps: int = 300,
-    learning_rate: float = 0.8,
-    prompts_per_step: int = 16,
-    warmup: float = 0.8,
+    steps: int = 200,
+    learning_rate: float = 0.3,
+    prompts_per_step: int = 8,
+    warmup: float = 0.5,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     ablation: str = "resample",
@@ -51,8 +51,9 @@ def subnetwork_probing(
     """s(edge) = min of p(src) and p(dst), with p(node) = P(more than half of what it writes is kept), as learned.
 
     An edge into the logits scores p(src); one into a KV node, which writes nothing itself, takes the largest p of the
-    query heads that it feeds; a key or value counts at all positions. A closed node carries its replacement to all that read it. `sparsity` is the share of
-    *nodes* that is to be closed; with `positions`, each node has a mask at each position.
+    query heads that it feeds; a key or value counts at all positions. A closed node carries its replacement to all that
+    read it. `sparsity` is the share of *nodes* that is closed in the end; with `positions`, each node has a mask at
+    each position.
 
     Else as `edge_pruning`: objective, options, cost, checkpoint. It misleads as a ranking of edges: those between two
     nodes that are kept tie, or nearly, however little some carry; so a small circuit keeps many edges for nothing.
@@ -68,7 +69,7 @@ def subnetwork_probing(
         groups = prepare_prompts(model, batches, ablation, graph.positions)
         mask = torch.from_numpy(graph.edge_src * graph.n_positions + graph.edge_position).to(model.device)
         matrix = EdgeMatrix(graph, model.device)
-        start = open_masks(model, len(graph.srcs) * graph.n_positions, training)
+        start = first_masks(model, len(graph.srcs) * graph.n_positions, training)
         state = train_masks(groups, metric, training, start, lambda masks: matrix(masks[mask]), saved, progress)
     return EdgeScores(graph, _of_edges(graph, state.log_alpha.double().sigmoid()), {**record, "history": state.history})
 

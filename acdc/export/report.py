@@ -39,8 +39,8 @@ METHODS = {
     "gim": "Gradient interaction modifications: edge attribution patching with a gradient that holds norms' scales "
     "constant, softens the softmax of attention and is shared out where factors are multiplied (Edin et al. 2025, "
     "*GIM: Improved Interpretability for Large Language Models*, arXiv 2505.17630).",
-    "edge_pruning": "Edge Pruning learns a mask for every edge by gradient descent, so that few edges do what the model "
-    "does (Bhaskar, Wettig, Friedman and Chen 2024, *Finding Transformer Circuits with Edge Pruning*, arXiv "
+    "edge_pruning": "Edge Pruning learns a mask for every edge by gradient descent, so that few edges do what the "
+    "model does (Bhaskar, Wettig, Friedman and Chen 2024, *Finding Transformer Circuits with Edge Pruning*, arXiv "
     "2406.16778). A score here is the probability that more than half of the edge is kept, not a rise of the loss.",
     "subnetwork_probing": "Subnetwork probing learns a mask for every node by gradient descent, so that few nodes do "
     "what the model does (Cao, Sanh and Rush 2021, *Low-Complexity Probing via Finding Subnetworks*, arXiv 2104.03514; "

@@ -9,7 +9,17 @@ from conftest import make_batch, tiny
 
 from acdc.ablation import prepare_ablation
 from acdc.discovery import METHODS
-from acdc.discovery.masks import Adam, EdgeMatrix, Training, prepare_prompts, probability_open, sample, train_masks
+from acdc.discovery.masks import (
+    Adam,
+    EdgeMatrix,
+    Training,
+    first_masks,
+    prepare_prompts,
+    probability_open,
+    sample,
+    train_masks,
+    within_budget,
+)
 from acdc.errors import AcdcError
 from acdc.metrics import METRICS
 from acdc.soft_circuit import soft_circuit
@@ -50,9 +60,29 @@ def test_every_prompt_is_drawn_once_an_epoch():
 
 
 def test_target_rises_to_the_sparsity_and_stays():
-    targets = [Training(10, 0.8, 1.0, 3, 0, 0.5).target(step) for step in range(10)]
+    targets = [Training(10, 0.8, 1.0, 3, 0, 0.5, "lagrangian").target(step) for step in range(10)]
     assert targets == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8])
-    assert Training(10, 0.8, 1.0, 3, 0, 0.0).target(0) == 0.8
+    assert Training(10, 0.8, 1.0, 3, 0, 0.0).target(0) == pytest.approx(0.8)
+    shares = [1 - Training(10, 0.99, 1.0, 3, 0, 0.2, open_at_first=0.1).target(step) for step in range(4)]
+    assert shares == pytest.approx([0.1 * 10**-0.5, 0.01, 0.01, 0.01])
+
+
+def test_a_shift_meets_the_budget_and_leaves_the_order():
+    log_alpha = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    for share in (0.9, 0.3, 0.01):
+        shifted = within_budget(log_alpha, share)
+        assert float(shifted.sigmoid().mean()) == pytest.approx(share, rel=1e-9)
+        assert float((shifted - log_alpha).std()) < 1e-12
+
+
+def test_masks_start_by_the_size_of_scores():
+    model, scores = tiny("llama"), np.array([5.0, -50.0, 0.5, 0.0, -np.inf, 0.05])
+    training = Training(1, 0.9, 1.0, 1, 0, 0.0, open_at_first=0.4)
+    log_alpha = first_masks(model, 6, training, scores)
+    assert float(log_alpha.sigmoid().mean()) == pytest.approx(0.4)
+    assert float(log_alpha[1] - log_alpha[0]) == pytest.approx(2 * math.log(10))
+    assert float(log_alpha[0] - log_alpha[2]) == pytest.approx(2 * math.log(10))
+    assert log_alpha[3] == log_alpha[4] == log_alpha.min()
 
 
 def test_the_learned_circuit_is_faithful_and_sparse():
@@ -79,9 +109,11 @@ def test_steps_are_those_of_plain_autograd():
     """Three steps written out: the loss of each drawn prompt run alone, torch's own Adam, ascent by a turned sign."""
     model, batches = tiny("gpt2"), [make_batch(2, 6), make_batch(1, 8, seed=1)]
     graph, n = model.graph(), model.graph().n_edges
-    options = {"steps": 3, "sparsity": 0.5, "seed": 3, "warmup": 1.0, "prompts_per_step": 2, "learning_rate": 0.7}
+    options = {"steps": 3, "sparsity": 0.5, "seed": 3, "warmup": 1.0, "prompts_per_step": 2, "learning_rate": 0.7,
+               "constraint": "lagrangian"}
     training = Training(**options)
-    alpha = (10 + 0.01 * torch.randn(n, generator=training.generator("start", 0), dtype=torch.float64)).requires_grad_()
+    alpha = first_masks(model, n, training).requires_grad_()
+    assert float((alpha.detach() - 10).abs().max()) < 0.1
     multipliers = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     down, up = torch.optim.Adam([alpha], lr=0.7), torch.optim.Adam([multipliers], lr=0.7, maximize=True)
     prompts = [(batch, row) for batch in batches for row in range(len(batch))]
@@ -96,7 +128,8 @@ def test_steps_are_those_of_plain_autograd():
         losses = []
         for number in training.draw(step, 3).tolist():
             batch, row = prompts[number]
-            one = type(batch)(*(getattr(batch, f)[row : row + 1] for f in ("clean", "corrupted", "answer", "wrong")), ())
+            tensors = (getattr(batch, name)[row : row + 1] for name in ("clean", "corrupted", "answer", "wrong"))
+            one = type(batch)(*tensors, ())
             soft = soft_circuit(model, one, prepare_ablation(model, [one])(one))
             reference = model.hf(one.clean).logits[:, -1].detach().log_softmax(-1)
             losses.append((reference.exp() * (reference - soft.logits(kept).log_softmax(-1))).sum())
@@ -116,30 +149,35 @@ def test_steps_are_those_of_plain_autograd():
     assert float((state.log_alpha - start).abs().max()) > 1
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch):
+@pytest.mark.parametrize("constraint", ["budget", "lagrangian"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(constraint, tmp_path, monkeypatch):
     from acdc.discovery import masks
 
     model, batches = tiny("llama"), [make_batch(3, 6), make_batch(2, 8)]
-    options = {"steps": 9, "sparsity": 0.8, "prompts_per_step": 2}
+    options = {"steps": 9, "sparsity": 0.8, "prompts_per_step": 2, "constraint": constraint}
     whole = edge_pruning(model, batches, **options)
     monkeypatch.setattr(masks, "SAVE_EVERY", 2)
-    step, path = masks.train_step, tmp_path / "masks.safetensors"
+    loss, path = masks.mean_loss, tmp_path / "masks.safetensors"
+    n_left = 5
 
-    def until_5(groups, metric, training, state, *rest):
-        if state.step == 5:
-            raise Stop
-        return step(groups, metric, training, state, *rest)
+    def five_times(*given):
+        nonlocal n_left
+        if not n_left:
+            raise StoppedError
+        n_left -= 1
+        return loss(*given)
 
-    monkeypatch.setattr(masks, "train_step", until_5)
-    with pytest.raises(Stop):
+    monkeypatch.setattr(masks, "mean_loss", five_times)
+    with pytest.raises(StoppedError):
         edge_pruning(model, batches, checkpoint=path, **options)
-    monkeypatch.setattr(masks, "train_step", step)
+    monkeypatch.setattr(masks, "mean_loss", loss)
     assert edge_pruning(model, batches, checkpoint=path, **options) == whole
-    monkeypatch.setattr(masks, "train_step", until_5)  # all steps are done: none is taken again
+    assert n_left == 0
+    monkeypatch.setattr(masks, "mean_loss", five_times)  # all steps are done: none is taken again
     assert edge_pruning(model, batches, checkpoint=path, **options) == whole
 
 
@@ -162,7 +200,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("option", "value"), [
     ("steps", 0), ("prompts_per_step", 0), ("sparsity", 1.5), ("learning_rate", math.nan), ("learning_rate", 0.0),
-    ("seed", -1), ("warmup", -0.1),
+    ("seed", -1), ("warmup", -0.1), ("sparsity", 1.0),
 ])
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(AcdcError, match=f"{option}="):
