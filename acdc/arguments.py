@@ -40,7 +40,7 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
     discover.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
     discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_clean_corrupted, relp, gim, exact, "
-                          "acdc, acdc_sequential, edge_pruning, subnetwork_probing, ensemble or random")
+                          "acdc, acdc_sequential, edge_pruning, subnetwork_probing, ugs, ensemble or random")
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
@@ -54,6 +54,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--warmup", type=float, help="learned masks: the share of the steps over which the target "
                           "sparsity rises")
     discover.add_argument("--constraint", help="edge_pruning: budget (default), or lagrangian as in the paper")
+    discover.add_argument("--start", help="edge_pruning: the method whose scores say with which edges to begin "
+                          "(default eap_ig)")
     discover.add_argument("--checkpoint", type=Path, help="learned masks: the file that a run is saved to as it goes, "
                           "from which one that was killed goes on")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
@@ -164,7 +166,8 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     from acdc.discovery.ensemble import COMBINE, choose_methods
 
     names = ("steps", "methods", "combine", "threshold", "effect", "order", "shortlist", "memory_gib", "journal",
-             "sparsity", "learning_rate", "prompts_per_step", "warmup", "constraint", "checkpoint")
+             "sparsity", "learning_rate", "prompts_per_step", "warmup", "constraint", "start",
+             "checkpoint")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:

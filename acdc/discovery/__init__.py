@@ -16,6 +16,7 @@ from acdc.discovery import (
     random,
     relp,
     subnetwork_probing,
+    ugs,
 )
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., EdgeScores]] = {
     "acdc_sequential": acdc_sequential.acdc_sequential,
     "edge_pruning": edge_pruning.edge_pruning,
     "subnetwork_probing": subnetwork_probing.subnetwork_probing,
+    "ugs": ugs.ugs,
     "ensemble": ensemble.ensemble,
     "random": random.random,
 }

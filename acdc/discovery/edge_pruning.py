@@ -7,7 +7,7 @@ Source: Bhaskar et al. 2024 (arXiv 2406.16778), whose objective is `constraint="
 default is our own. Edges alone have masks here; the paper's nodes have some too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from acdc.discovery.masks import (
     prepare_prompts,
     train_masks,
 )
-from acdc.errors import AcdcError
+from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_names
@@ -36,12 +36,12 @@ def edge_pruning(
     metric: Metric = METRICS["kl_divergence"],
     *,
     sparsity: float = 0.985,
-    steps: int = 200,
+    steps: int = 150,
     learning_rate: float | None = None,
     prompts_per_step: int = 8,
     warmup: float = 0.5,
     constraint: str = "budget",
-    start: EdgeScores | None = None,
+    start: EdgeScores | str | None = "eap_ig",
     seed: int = 0,
     checkpoint: str | Path | None = None,
     ablation: str = "resample",
@@ -55,11 +55,14 @@ def edge_pruning(
     edges is cut. L is the metric as a loss: KL keeps the whole output; logit_difference makes the circuit as good as it
     can be, beyond what the model does.
 
-    `constraint="budget"`: the expected share of open masks is met exactly in every step; it falls from 1, or from 0.1
-    where `start`, such as EAP-IG's scores, says by its sizes which edges to begin with, to 1 - sparsity over the first
-    `warmup` of the `steps`. `constraint="lagrangian"`: minimise L + lambda_1 (s - t) + lambda_2 (s - t)^2, with s the
-    expected sparsity and t its target, which rises from 0; lambdas ascend. As in the paper, which takes 3000 steps of
-    32 prompts; a few hundred are not enough. `learning_rate`: of Adam; default 0.3, lagrangian 0.8.
+    `constraint="budget"`: the expected share of open masks is met exactly in every step; it falls to 1 - sparsity over
+    the first `warmup` of the `steps`. It starts at 0.1 with the edges of largest |score| by `start`: scores, or the
+    name of a method, which is run with its defaults on the same prompts and metric. `start=None`: it starts at 1 with
+    all alike, which takes many more steps to end in a faithful circuit.
+
+    `constraint="lagrangian"`: minimise L + lambda_1 (s - t) + lambda_2 (s - t)^2, with s the expected sparsity and t
+    its target, which rises from 0; lambdas ascend. As in the paper, which takes 3000 steps of 32 prompts; a few hundred
+    are not enough. All masks start open, whatever the `start`. `learning_rate`: of Adam; default 0.3, lagrangian 0.8.
 
     The circuit of n edges is `scores.top(n)`, the same by either ranking, best near n = (1 - sparsity) * edges. A score
     is no estimate of what cutting the edge alone does. Cost: `steps` forward and backward passes of
@@ -73,16 +76,17 @@ def edge_pruning(
     """
     if learning_rate is None:
         learning_rate = 0.8 if constraint == "lagrangian" else 0.3
+    if constraint == "lagrangian":
+        start = None  # all masks start open
     open_at_first = 1.0 if start is None else max(OPEN_AT_FIRST, 1 - sparsity)
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup, constraint, open_at_first)
     training.check()
     check_metric(metric)
     graph = model.graph(kv, position_names(batches, positions))
-    if start is not None and (start.graph != graph or constraint != "budget"):
-        raise AcdcError(
-            f"start: scores of {start.graph}, for {graph} with constraint={constraint!r}; give scores of the same "
-            "graph, and only with a budget"
-        )
+    if isinstance(start, str):
+        start = _method(start)(model, batches, metric, ablation=ablation, kv=kv, positions=positions, progress=progress)
+    if start is not None and start.graph != graph:
+        raise AcdcError(f"start: scores of another graph, {start.graph}, than the masks, {graph}")
     options = {**asdict(training), "start": None if start is None else start.provenance.get("method", "scores")}
     record = {"method": "edge_pruning", "method_options": options, "metric": metric.name, "ablation": ablation}
     saved = open_checkpoint(checkpoint, model, batches, {**record, "kv": kv, "positions": positions}, start)
@@ -91,3 +95,13 @@ def edge_pruning(
         first = first_masks(model, graph.n_edges, training, None if start is None else start.values)
         state = train_masks(groups, metric, training, first, EdgeMatrix(graph, model.device), saved, progress)
     return EdgeScores(graph, state.log_alpha.double().sigmoid().cpu().numpy(), {**record, "history": state.history})
+
+
+def _method(name: str) -> Callable[..., EdgeScores]:
+    from acdc.discovery import METHODS  # here, because that table lists this module too
+
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    if METHODS[name] is edge_pruning:
+        raise AcdcError("edge_pruning cannot start from itself; name another method, such as eap_ig")
+    return METHODS[name]

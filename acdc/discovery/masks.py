@@ -5,8 +5,8 @@ these fractions of its edges kept (`SoftCircuit`); the loss is differentiated; t
 
 How the target is met, `constraint`:
 
-- `budget`: after each step all parameters are shifted by the one number that makes the expected share of masks that are
-  more than half open what it must be. The gradient by a mask goes to its parameter as it is, also where the mask is 0
+- `budget`: after each step all parameters are shifted by the one number that makes the expected share of open
+  masks what it must be. The gradient by a mask goes to its parameter as it is, also where the mask is 0
   or 1, so that closed edges come back if they would help. A step is Adam's, with the gradient of the weakest edge
   within the budget for its epsilon: what counts for less than that edge hardly moves. Our own.
 - `lagrangian`: hard concrete masks are differentiated, and the sparsity enters the loss with multipliers that ascend,
@@ -39,7 +39,7 @@ from acdc.transformer import Transformer
 LOW, HIGH = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clamped to 0 and 1
 TEMPERATURE = 2 / 3
 OPEN = 10.0  # log_alpha at the start, on average, where the sparsity is a part of the loss
-LIMIT = 15.0  # what |log_alpha| approaches, so that no mask closes for good
+LEAST = -15.0  # of log_alpha, with a budget: so that no mask closes for good
 FULL = 0.999  # the largest share of open masks that is aimed at: at 1 they would be beyond all gradients
 CONSTRAINTS = ("budget", "lagrangian")
 HISTORY = 100  # points of the loss curve at most
@@ -64,8 +64,7 @@ def probability_open(log_alpha: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 @dataclass(frozen=True)
 class Training:
     """How masks are trained. `sparsity`: the share of masks that is to be closed at the end; `warmup`: the share of the
-    steps over which it is reached; `open_at_first`: the share of open masks that a budget starts from. With a budget a
-    mask that is more than half open counts as open, else one that is not 0."""
+    steps over which it is reached; `open_at_first`: the share of open masks that a budget starts from."""
 
     steps: int
     sparsity: float
@@ -133,16 +132,16 @@ def first_masks(model: Transformer, n: int, training: Training, scores: Float[np
     if scores is not None:
         size = torch.from_numpy(np.where(np.isfinite(scores), np.abs(scores), 0.0))
         weakest = size.sort(descending=True).values[min(n - 1, int(training.open_at_first * n))]
-        log_alpha = 2 * (size / weakest.clamp(min=1e-30)).clamp(min=1e-30).log().clamp(-LIMIT / 2, LIMIT / 2)
+        log_alpha = 2 * (size / weakest.clamp(min=1e-30)).clamp(min=1e-30).log().clamp(-12, 12)
     return within_budget(log_alpha.to(model.device, dtype), min(training.open_at_first, FULL))
 
 
 def within_budget(log_alpha: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:
-    """Shifted by one number, so that on average a `share` of the masks is more than half open; by bisection."""
+    """Shifted by one number, so that on average a `share` of the masks is open; by bisection."""
     low, high = -100.0, 100.0
     for _ in range(50):
         middle = (low + high) / 2
-        is_over = float(torch.sigmoid(log_alpha + middle).double().mean()) > share
+        is_over = float(probability_open(log_alpha + middle).double().mean()) > share
         low, high = (low, middle) if is_over else (middle, high)
     return log_alpha + low
 
@@ -308,9 +307,9 @@ def budget_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: 
     assert gradient is not None
     rate, target, n = training.rate(state.step), training.target(state.step), len(log_alpha)
     change = state.adam[0].change(gradient, state.step, rate, int((1 - training.sparsity) * n))
-    moved = state.log_alpha * (1 - rate / LIMIT) + change
-    state.log_alpha.copy_(within_budget(moved, min(1 - target, FULL)))
-    sparsity = 1 - torch.sigmoid(state.log_alpha).mean()
+    shifted = within_budget(state.log_alpha + change, min(1 - target, FULL))
+    state.log_alpha.copy_(shifted.clamp(min=LEAST))
+    sparsity = 1 - probability_open(state.log_alpha).mean()
     return {"loss": float(loss.detach()), "sparsity": float(sparsity), "target": target}
 
 

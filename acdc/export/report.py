@@ -46,6 +46,9 @@ METHODS = {
     "what the model does (Cao, Sanh and Rush 2021, *Low-Complexity Probing via Finding Subnetworks*, arXiv 2104.03514; "
     "Conmy et al. 2023, arXiv 2304.14997). A score here is the probability that more than half of what both ends of an "
     "edge write is kept, not a rise of the loss.",
+    "ugs": "Uniform gradient sampling learns how often each edge is kept, from gradients at fractions that are drawn "
+    "uniformly (Li and Janson 2024, *Optimal ablation for interpretability*, arXiv 2409.09951). A score here is that "
+    "probability, not a rise of the loss.",
     "ensemble": "The scores of several methods were put on one scale, by their root mean square or by rank, and "
     "averaged. A score here has the sign of the effect, but no unit.",
     "random": "The scores are random numbers: a baseline, which says nothing about the model.",

@@ -71,7 +71,7 @@ def test_a_shift_meets_the_budget_and_leaves_the_order():
     log_alpha = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     for share in (0.9, 0.3, 0.01):
         shifted = within_budget(log_alpha, share)
-        assert float(shifted.sigmoid().mean()) == pytest.approx(share, rel=1e-9)
+        assert float(probability_open(shifted).mean()) == pytest.approx(share, rel=1e-9)
         assert float((shifted - log_alpha).std()) < 1e-12
 
 
@@ -79,7 +79,7 @@ def test_masks_start_by_the_size_of_scores():
     model, scores = tiny("llama"), np.array([5.0, -50.0, 0.5, 0.0, -np.inf, 0.05])
     training = Training(1, 0.9, 1.0, 1, 0, 0.0, open_at_first=0.4)
     log_alpha = first_masks(model, 6, training, scores)
-    assert float(log_alpha.sigmoid().mean()) == pytest.approx(0.4)
+    assert float(probability_open(log_alpha).mean()) == pytest.approx(0.4)
     assert float(log_alpha[1] - log_alpha[0]) == pytest.approx(2 * math.log(10))
     assert float(log_alpha[0] - log_alpha[2]) == pytest.approx(2 * math.log(10))
     assert log_alpha[3] == log_alpha[4] == log_alpha.min()
@@ -189,6 +189,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         edge_pruning(model, batches, checkpoint=path, steps=3)
     with pytest.raises(AcdcError, match="its prompts is"):
         edge_pruning(model, [make_batch(3, 6, seed=1)], checkpoint=path, steps=2)
+    with pytest.raises(AcdcError, match="its start is 'eap_ig', here it is 'exact'"):
+        edge_pruning(model, batches, checkpoint=path, steps=2, start="exact")
     with pytest.raises(AcdcError, match="its model is"):
         edge_pruning(tiny("mistral"), batches, checkpoint=path, steps=2)
     assert path.read_bytes() == before
@@ -205,6 +207,22 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(AcdcError, match=f"{option}="):
         edge_pruning(tiny("llama"), [make_batch(2, 5)], **{option: value})
+
+
+def test_a_start_that_is_none_is_refused():
+    model, batches = tiny("llama"), [make_batch(2, 5)]
+    other = METHODS["random"](model, batches, kv="group")
+    for start, message in ((other, "another graph"), ("eap_gi", "eap_ig"), ("edge_pruning", "from itself")):
+        with pytest.raises(AcdcError, match=message):
+            edge_pruning(model, batches, steps=1, start=start)
+
+
+def test_a_start_by_name_is_that_by_scores():
+    model, batches = tiny("llama"), [make_batch(3, 6)]
+    by_name = edge_pruning(model, batches, steps=3, start="exact")
+    by_scores = edge_pruning(model, batches, steps=3, start=METHODS["exact"](model, batches, KL))
+    assert by_name == by_scores
+    assert by_name != edge_pruning(model, batches, steps=3)
 
 
 def test_a_metric_without_gradient_is_refused():

@@ -104,7 +104,7 @@ def test_prompts_count_once_however_they_are_batched(method):
 
 def test_a_metric_without_gradient_is_refused_by_gradient_methods():
     for name in ("eap", "eap_ig", "eap_clean_corrupted", "relp", "gim", "ensemble", "edge_pruning",
-                 "subnetwork_probing"):
+                 "subnetwork_probing", "ugs"):
         with pytest.raises(AcdcError, match="no gradient"):
             METHODS[name](tiny("gpt2"), [make_batch()], METRICS["accuracy"])
     for name in ("eap", "relp", "gim"):
