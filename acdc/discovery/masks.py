@@ -39,26 +39,39 @@ from acdc.transformer import Transformer
 LOW, HIGH = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clamped to 0 and 1
 TEMPERATURE = 2 / 3
 OPEN = 10.0  # log_alpha at the start, on average, where the sparsity is a part of the loss
+LEAST_NOISE = 0.1
 LEAST = -15.0  # of log_alpha, with a budget: so that no mask closes for good
 FULL = 0.999  # the largest share of open masks that is aimed at: at 1 they would be beyond all gradients
 CONSTRAINTS = ("budget", "lagrangian")
 HISTORY = 100  # points of the loss curve at most
 SAVE_EVERY = 25  # steps between checkpoints
-Draw = Callable[[Tensor, Tensor], Tensor]  # (log_alpha, uniform) -> masks
 
 
-def sample(log_alpha: Float[Tensor, " n"], uniform: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Hard concrete masks: clamp(sigmoid((logit(uniform) + log_alpha) / temperature) stretched, 0, 1).
+def sample(log_alpha: Float[Tensor, " n"], uniform: Float[Tensor, " n"], noise: float = 1.0) -> Float[Tensor, " n"]:
+    """Hard concrete masks: clamp(sigmoid((noise * logit(uniform) + log_alpha) / temperature) stretched, 0, 1).
 
-    Source: Louizos et al. 2018 (arXiv 1712.01312).
+    Source: Louizos et al. 2018 (arXiv 1712.01312), where the noise is 1.
     """
-    concrete = torch.sigmoid((torch.logit(uniform) + log_alpha) / TEMPERATURE)
+    concrete = torch.sigmoid((noise * torch.logit(uniform) + log_alpha) / TEMPERATURE)
     return (concrete * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def probability_open(log_alpha: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def probability_open(log_alpha: Float[Tensor, " n"], noise: float = 1.0) -> Float[Tensor, " n"]:
     """P(mask > 0)."""
-    return torch.sigmoid(log_alpha - TEMPERATURE * np.log(-LOW / HIGH))
+    return torch.sigmoid((log_alpha - TEMPERATURE * np.log(-LOW / HIGH)) / noise)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How masks are drawn: (log_alpha, numbers uniform in (0, 1), noise) -> masks; and (log_alpha, noise) -> how likely
+    each is open. `straight_through`: with a budget, log_alpha gets the gradient by its mask as it is."""
+
+    draw: Callable[[Tensor, Tensor, float], Tensor]
+    probability_open: Callable[[Tensor, float], Tensor]
+    straight_through: bool
+
+
+HARD_CONCRETE = Distribution(sample, probability_open, straight_through=True)
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,11 @@ class Training:
         """The learning rate: with a budget it falls to 0 over the second half."""
         return self.learning_rate * (min(1.0, 2 - 2 * step / self.steps) if self.constraint == "budget" else 1.0)
 
+    def noise(self, step: int) -> float:
+        """Of the masks: with a budget it falls over the second half, so that what is trained in the end is what a
+        threshold makes of it."""
+        return max(LEAST_NOISE, min(1.0, 2 - 2 * step / self.steps)) if self.constraint == "budget" else 1.0
+
     def generator(self, kind: str, number: int) -> torch.Generator:
         """Of its own for each step (or epoch) and purpose."""
         digest = hashlib.sha256(f"{kind} {self.seed} {number}".encode()).digest()
@@ -136,12 +154,13 @@ def first_masks(model: Transformer, n: int, training: Training, scores: Float[np
     return within_budget(log_alpha.to(model.device, dtype), min(training.open_at_first, FULL))
 
 
-def within_budget(log_alpha: Float[Tensor, " n"], share: float) -> Float[Tensor, " n"]:
+def within_budget(log_alpha: Float[Tensor, " n"], share: float, noise: float = 1.0,
+                  of: Distribution = HARD_CONCRETE) -> Float[Tensor, " n"]:
     """Shifted by one number, so that on average a `share` of the masks is open; by bisection."""
     low, high = -100.0, 100.0
     for _ in range(50):
         middle = (low + high) / 2
-        is_over = float(probability_open(log_alpha + middle).double().mean()) > share
+        is_over = float(of.probability_open(log_alpha + middle, noise).double().mean()) > share
         low, high = (low, middle) if is_over else (middle, high)
     return log_alpha + low
 
@@ -262,10 +281,12 @@ def train_masks(
     to_kept: Callable[[Tensor], Tensor],
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
-    draw: Draw = sample,
+    of: Distribution = HARD_CONCRETE,
 ) -> State:
-    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept, `draw` makes them
-    of log_alpha and numbers between 0 and 1. Cost a step: a forward and a backward pass of `SoftCircuit`."""
+    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept.
+
+    Cost a step: a forward and a backward pass of `SoftCircuit`.
+    """
     multipliers = start.new_zeros(2)
     betas = (0.9, 0.98) if training.constraint == "budget" else (0.9, 0.999)
     state = State(start.clone(), multipliers, (Adam(start, betas), Adam(multipliers)), 0, [])
@@ -283,7 +304,7 @@ def train_masks(
             def loss_of(masks: Tensor, chosen: Tensor = chosen) -> Tensor:
                 return mean_loss(groups, chosen, to_kept(masks), metric)
 
-            point = take(loss_of, training, state, uniform, draw)
+            point = take(loss_of, training, state, uniform, of)
             if state.step % every == 0 or state.step == training.steps - 1:
                 state.history.append({"step": state.step, **point})
             state.step += 1
@@ -294,27 +315,27 @@ def train_masks(
     return state
 
 
-def budget_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: State, uniform: Tensor, draw: Draw
-                ) -> dict[str, float]:
+def budget_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: State, uniform: Tensor,
+                of: Distribution) -> dict[str, float]:
     """One step of `constraint="budget"`; its loss, and sparsity and target afterwards."""
     log_alpha = state.log_alpha.clone().requires_grad_()
-    masks = draw(log_alpha, uniform)
-    if draw is sample:
-        masks.retain_grad()
+    noise = training.noise(state.step)
+    masks = of.draw(log_alpha, uniform, noise)
+    masks.retain_grad()
     loss = loss_of(masks)
     loss.backward()
-    gradient = masks.grad if draw is sample else log_alpha.grad
+    gradient = masks.grad if of.straight_through else log_alpha.grad
     assert gradient is not None
     rate, target, n = training.rate(state.step), training.target(state.step), len(log_alpha)
     change = state.adam[0].change(gradient, state.step, rate, int((1 - training.sparsity) * n))
-    shifted = within_budget(state.log_alpha + change, min(1 - target, FULL))
+    shifted = within_budget(state.log_alpha + change, min(1 - target, FULL), noise, of)
     state.log_alpha.copy_(shifted.clamp(min=LEAST))
-    sparsity = 1 - probability_open(state.log_alpha).mean()
+    sparsity = 1 - of.probability_open(state.log_alpha, noise).mean()
     return {"loss": float(loss.detach()), "sparsity": float(sparsity), "target": target}
 
 
 def lagrangian_step(loss_of: Callable[[Tensor], Tensor], training: Training, state: State, uniform: Tensor,
-                    draw: Draw) -> dict[str, float]:
+                    of: Distribution) -> dict[str, float]:
     """One step of `constraint="lagrangian"`:
 
         minimise  loss + multiplier_0 (s - t) + multiplier_1 (s - t)^2    with s = mean P(mask = 0)
@@ -323,8 +344,8 @@ def lagrangian_step(loss_of: Callable[[Tensor], Tensor], training: Training, sta
     """
     of_alpha, of_multipliers = state.adam
     log_alpha = state.log_alpha.clone().requires_grad_()
-    loss = loss_of(draw(log_alpha, uniform))
-    sparsity = 1 - probability_open(log_alpha).mean()
+    loss = loss_of(of.draw(log_alpha, uniform, 1.0))
+    sparsity = 1 - of.probability_open(log_alpha, 1.0).mean()
     target = training.target(state.step)
     gap = sparsity - target
     (loss + state.multipliers[0] * gap + state.multipliers[1] * gap**2).backward()

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from acdc.circuit import EdgeScores
 from acdc.discovery.checkpoint import open_checkpoint
-from acdc.discovery.masks import EdgeMatrix, Training, check_metric, first_masks, prepare_prompts, train_masks
+from acdc.discovery.masks import (
+    Distribution,
+    EdgeMatrix,
+    Training,
+    check_metric,
+    first_masks,
+    prepare_prompts,
+    train_masks,
+)
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_names
@@ -51,8 +59,8 @@ def ugs(
 
     The circuit of n edges is `scores.top(n)`, the same by either ranking. Cost, options and checkpoint as
     `edge_pruning`. It misleads where steps are few: an edge that is nearly certain gives a gradient in few of them, so
-    one that was cut early hardly comes back. With `ablation="mean"` or `"zero"` its kind of circuit is that of the
-    paper but for the constants, which the paper learns: see `acdc.optimal_ablation`.
+    one that was cut early hardly comes back. The paper's constants, learned with the circuit, are not here:
+    `ablation="mean"` is closest.
     """
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup)
     training.check()
@@ -64,14 +72,20 @@ def ugs(
         groups = prepare_prompts(model, batches, ablation, graph.positions)
         first = first_masks(model, graph.n_edges, training)
         matrix = EdgeMatrix(graph, model.device)
-        state = train_masks(groups, metric, training, first, matrix, saved, progress, fractions)
+        state = train_masks(groups, metric, training, first, matrix, saved, progress, UNIFORM)
     return EdgeScores(graph, state.log_alpha.double().sigmoid().cpu().numpy(), {**record, "history": state.history})
 
 
-def fractions(logit: Float[Tensor, " n"], uniform: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The fractions kept, of numbers uniform in (0, 1); their derivative by the logit is 1 in between, 0 at 0 and 1."""
+def fractions(logit: Float[Tensor, " n"], uniform: Float[Tensor, " n"], noise: float = 1.0) -> Float[Tensor, " n"]:
+    """The fractions kept, of numbers uniform in (0, 1); their derivative by the logit is 1 in between, 0 at 0 and 1.
+
+    The `noise` of hard concrete masks has no place here.
+    """
     p = logit.sigmoid().detach()
     window = p * (1 - p)
     fraction = ((p - uniform) / window + 0.5).clamp(0, 1)
     between = ((fraction > 0) & (fraction < 1)).to(fraction.dtype)
     return fraction + between * (logit - logit.detach())
+
+
+UNIFORM = Distribution(fractions, lambda logit, noise: logit.sigmoid(), straight_through=False)
