@@ -1,5 +1,7 @@
 """The soft run is the circuit run where every fraction is 0 or 1, and its gradients are those of finite differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,7 @@ def test_float32_agrees_with_float64(name):
         kept = kept.to(dtype).requires_grad_()
         logits = soft.logits(kept)
         loss_of(logits, batch).backward()
+        assert kept.grad is not None
         results.append((logits.detach().double(), kept.grad.double()))
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
@@ -116,8 +119,6 @@ def test_gradient_by_the_replacement(family):
 
 def _moved(soft, by, model):
     """The same prompts with other replacements of the input and the MLPs."""
-    from dataclasses import replace
-
     base, graph, total = soft.base, model.graph(), by[0]
     attn_in, mlp_in, mlp = [], [], []
     for layer in range(model.n_layers):
