@@ -8,7 +8,9 @@ How the target is met, `constraint`:
 - `budget`: after each step all parameters are shifted by the one number that makes the expected share of open
   masks what it must be. The gradient by a mask goes to its parameter as it is, also where the mask is 0
   or 1, so that closed edges come back if they would help. A step is Adam's, with the gradient of the weakest edge
-  within the budget for its epsilon: what counts for less than that edge hardly moves. Our own.
+  within the budget for its epsilon: what counts for less than that edge hardly moves. In
+  the second half the learning rate falls, and the noise of the masks, so that in the end what is trained is what a
+  threshold makes of it. Our own.
 - `lagrangian`: hard concrete masks are differentiated, and the sparsity enters the loss with multipliers that ascend,
   as in Edge Pruning. It needs thousands of steps.
 

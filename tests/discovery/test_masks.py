@@ -31,11 +31,11 @@ edge_pruning = METHODS["edge_pruning"]
 
 def test_masks_are_open_as_often_as_said():
     uniform = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    for log_alpha in (-4.0, -1.0, 0.0, 2.0):
+    for log_alpha, noise in ((-4.0, 1.0), (-1.0, 1.0), (0.0, 1.0), (2.0, 1.0), (-1.6, 0.3), (-1.8, 0.1)):
         alpha = torch.tensor([log_alpha], dtype=torch.float64)
-        masks = sample(alpha.expand(200_000), uniform)
-        assert float((masks > 0).double().mean()) == pytest.approx(float(probability_open(alpha)), abs=1e-5)
-        assert float(masks.min()) == 0 and float(masks.max()) == 1
+        masks = sample(alpha.expand(200_000), uniform, noise)
+        assert float((masks > 0).double().mean()) == pytest.approx(float(probability_open(alpha, noise)), abs=1e-5)
+        assert float(masks.min()) == 0 and (float(masks.max()) == 1 or noise < 1)
     assert float((sample(torch.zeros(200_000).double(), uniform)).mean()) == pytest.approx(0.5, abs=1e-6)
 
 
