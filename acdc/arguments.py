@@ -41,7 +41,7 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
     discover.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_ig_activations, "
                           "eap_clean_corrupted, relp, gim, node_attribution, hisp, ifr, exact, acdc, acdc_sequential, "
-                          "ensemble or random")
+                          "edge_pruning, subnetwork_probing, ugs, ensemble or random")
     _add_measuring(discover, from_circuit=False)
     discover.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
@@ -49,11 +49,23 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
                           "or for the roles that the task names (roles)")
     discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
     discover.add_argument("--steps", type=int, help="eap_ig, eap_ig_activations: points on the path (default 5); "
-                          "node_attribution: as eap_ig (default: the gradient on the clean run)")
+                          "node_attribution: as eap_ig (default: the gradient on the clean run); learned masks: steps "
+                          "of training")
     discover.add_argument("--gradients", help="eap_ig_activations: from the runs of an edge's own sublayer (own, "
                           "default), or of all (all)")
     discover.add_argument("--normalise", action=argparse.BooleanOptionalAction, help="hisp: importances within a layer "
                           "(default), or in the metric's units")
+    discover.add_argument("--sparsity", type=float, help="learned masks: the share that is to be cut (default 0.985 of "
+                          "the edges, subnetwork_probing: 0.8 of the nodes)")
+    discover.add_argument("--learning-rate", type=float, help="learned masks: of Adam")
+    discover.add_argument("--prompts-per-step", type=int, help="learned masks: prompts drawn in each step")
+    discover.add_argument("--warmup", type=float, help="learned masks: the share of the steps over which the target "
+                          "sparsity rises")
+    discover.add_argument("--constraint", help="edge_pruning: budget (default), or lagrangian as in the paper")
+    discover.add_argument("--start", help="edge_pruning: the method whose scores say with which edges to begin "
+                          "(default eap_ig)")
+    discover.add_argument("--checkpoint", type=Path, help="learned masks: the file that a run is saved to as it goes, "
+                          "from which one that was killed goes on")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
     discover.add_argument("--combine", help="ensemble: how they are made comparable, zscore (default) or rank")
     discover.add_argument("--threshold", type=float, help="acdc: keep an edge if the loss rises by this much without "
@@ -168,12 +180,13 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     from acdc.discovery.relp import PATTERN
 
     names = ("steps", "gradients", "normalise", "methods", "combine", "pattern", "temperature", "gate", "threshold",
-             "effect", "order", "shortlist", "memory_gib", "journal")
+             "effect", "order", "shortlist", "memory_gib", "journal", "sparsity", "learning_rate", "prompts_per_step",
+             "warmup", "constraint", "start", "checkpoint")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
         if name not in taken:
-            option = name.removesuffix("_gib")
+            option = name.removesuffix("_gib").replace("_", "-")
             raise AcdcError(f"method {arguments.method!r} takes no --{option}; leave it out or choose another method")
     if "seed" in taken:  # the one seed of the command line, which always has a value
         given["seed"] = arguments.seed

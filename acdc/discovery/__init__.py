@@ -10,6 +10,7 @@ from acdc.discovery import (
     eap_clean_corrupted,
     eap_ig,
     eap_ig_activations,
+    edge_pruning,
     ensemble,
     exact,
     gim,
@@ -18,6 +19,8 @@ from acdc.discovery import (
     node_attribution,
     random,
     relp,
+    subnetwork_probing,
+    ugs,
 )
 
 METHODS: dict[str, Callable[..., EdgeScores]] = {
@@ -33,8 +36,11 @@ METHODS: dict[str, Callable[..., EdgeScores]] = {
     "exact": exact.exact,
     "acdc": acdc.acdc,
     "acdc_sequential": acdc_sequential.acdc_sequential,
+    "edge_pruning": edge_pruning.edge_pruning,
+    "subnetwork_probing": subnetwork_probing.subnetwork_probing,
+    "ugs": ugs.ugs,
     "ensemble": ensemble.ensemble,
     "random": random.random,
 }
 
-UNSIGNED = frozenset({"hisp", "ifr"})  # importances: they do not say whether an edge helps or hurts
+UNSIGNED = frozenset({"hisp", "ifr", "edge_pruning", "subnetwork_probing", "ugs"})  # not whether an edge helps or hurts

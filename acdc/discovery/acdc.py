@@ -8,7 +8,6 @@ downstream along kept edges are computed, at the positions that the logits depen
 Source: Conmy et al. 2023 (arXiv 2304.14997); the incremental evaluation is our own.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from acdc.ablation import prepare_ablation
 from acdc.circuit import Circuit, EdgeScores
 from acdc.discovery.acdc_sequential import assumed
-from acdc.discovery.journal import Journal
+from acdc.discovery.journal import Journal, hash_of, hash_of_prompts
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV, Graph
 from acdc.live_state import LiveState, find_needed
@@ -117,8 +116,8 @@ def acdc_sweep(
     header = {"method": "acdc", **options, "metric": metric.name, "ablation": ablation, "kv": kv,
               "positions": positions, "memory_gib": memory_gib}
     if any(journals):
-        header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": _hash_of_prompts(batches),
-                   "edges": _hash(np.ones(0) if shortlist is None else shortlist.kept)}
+        header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": hash_of_prompts(batches),
+                   "edges": hash_of(np.ones(0) if shortlist is None else shortlist.kept)}
     start = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept
     found: list[EdgeScores] = []
     searched: list[tuple[_Rule, list[dict[str, Any]]]] = []
@@ -275,12 +274,3 @@ class _Search:
             for rows, state, reference in zip(logits, self.states, self.references, strict=True)
         ]
         return torch.cat(columns, dim=1).mean(1).cpu().numpy()
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _hash_of_prompts(batches: Sequence[Batch]) -> str:
-    tensors = [getattr(batch, name) for batch in batches for name in ("clean", "corrupted", "answer", "wrong")]
-    return _hash(np.concatenate([np.append(tensor.cpu().numpy().ravel(), -1) for tensor in tensors]))

@@ -5,6 +5,7 @@ the system when it is made, so it survives the process, and is forced to the dis
 survives a power cut. What a killed run left half-written at the end is dropped.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
+from acdc.task import Batch
 
 FORMAT = "acdc-journal"
 VERSION = 1
@@ -128,3 +131,13 @@ class Journal:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def hash_of(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def hash_of_prompts(batches: Sequence[Batch]) -> str:
+    """Of the tokens, batch by batch."""
+    tensors = [getattr(batch, name) for batch in batches for name in ("clean", "corrupted", "answer", "wrong")]
+    return hash_of(np.concatenate([np.append(tensor.cpu().numpy().ravel(), -1) for tensor in tensors]))

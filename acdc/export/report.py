@@ -53,6 +53,16 @@ METHODS = {
     "ifr": "Information flow routes: a score is the share of what is read that comes from the src, on the clean "
     "prompts (Ferrando and Voita 2024, *Information Flow Routes: Automatically Interpreting Language Models at Scale*, "
     "arXiv 2403.00824). It is no effect on the loss, and never negative.",
+    "edge_pruning": "Edge Pruning learns a mask for every edge by gradient descent, so that few edges do what the "
+    "model does (Bhaskar, Wettig, Friedman and Chen 2024, *Finding Transformer Circuits with Edge Pruning*, arXiv "
+    "2406.16778). A score here is the probability that more than half of the edge is kept, not a rise of the loss.",
+    "subnetwork_probing": "Subnetwork probing learns a mask for every node by gradient descent, so that few nodes do "
+    "what the model does (Cao, Sanh and Rush 2021, *Low-Complexity Probing via Finding Subnetworks*, arXiv 2104.03514; "
+    "Conmy et al. 2023, arXiv 2304.14997). A score here is the probability that more than half of what both ends of an "
+    "edge write is kept, not a rise of the loss.",
+    "ugs": "Uniform gradient sampling learns how often each edge is kept, from gradients at fractions that are drawn "
+    "uniformly (Li and Janson 2024, *Optimal ablation for interpretability*, arXiv 2409.09951). A score here is that "
+    "probability, not a rise of the loss.",
     "ensemble": "The scores of several methods were put on one scale, by their root mean square or by rank, and "
     "averaged. A score here has the sign of the effect, but no unit.",
     "random": "The scores are random numbers: a baseline, which says nothing about the model.",

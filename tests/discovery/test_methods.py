@@ -36,7 +36,19 @@ def planted():
     return model
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])  # which looks for nothing
+def is_mask(method):
+    """Learned masks score what is kept of an edge: close to 0 for one that does nothing, but not 0."""
+    return "sparsity" in inspect.signature(method).parameters
+
+
+def quick(method, threshold):
+    """Options that make a method quick: most edges need not be tried, masks are trained for a few steps."""
+    if is_mask(method):
+        return {"steps": 4, "prompts_per_step": 2}
+    return {"threshold": threshold} if is_acdc(method) else {}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random" and not is_mask(METHODS[name])])
 def test_a_planted_circuit_is_found(name):
     method = METHODS[name]
     model, batches = planted(), [make_batch(4)]
@@ -57,10 +69,21 @@ def test_a_planted_circuit_is_found(name):
     assert np.isfinite(scores["a2.h3->logits"])
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if is_mask(METHODS[name])])
+def test_masks_of_a_planted_circuit_stay_open(name):
+    """What writes nothing is closed, and ranks below what is needed."""
+    scores = METHODS[name](planted(), [make_batch(4)], sparsity=0.8, steps=120)
+    graph = scores.graph
+    silent = [i for i, node in enumerate(graph.srcs) if node.name not in ("input", "a0.h1", "a2.h3")]
+    highest = scores.values[np.isin(graph.edge_src, silent)].max()
+    assert highest < 0.5 < scores["a2.h3->logits"]
+    assert ((scores.values >= 0) & (scores.values <= 1)).all()
+
+
 def test_scores_are_finite_deterministic_and_of_every_edge(method, family):
     model = tiny(family)
     batches = [make_batch(2, 5, first=1), make_batch(1, 7)]
-    options = {"threshold": 0.5} if is_acdc(method) else {}  # so that most edges need not be tried
+    options = quick(method, threshold=0.5)
     before = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     for kv in ("head", "group"):
         scores, again = (method(model, batches, LOGIT_DIFFERENCE, kv=kv, **options) for _ in range(2))
@@ -77,10 +100,10 @@ def test_prompts_count_once_however_they_are_batched(method):
     model, whole = tiny("llama"), make_batch(4, 6)
     singles = [type(whole)(*(getattr(whole, f)[i : i + 1] for f in ("clean", "corrupted", "answer", "wrong")),
                            examples=whole.examples[i : i + 1]) for i in range(4)]
-    options = {"threshold": 0.05} if is_acdc(method) else {}
+    options = quick(method, threshold=0.05)
     together = method(model, [whole], LOGIT_DIFFERENCE, **options).values
     apart = method(model, singles, LOGIT_DIFFERENCE, **options).values
-    np.testing.assert_allclose(together, apart, atol=1e-9)
+    np.testing.assert_allclose(together, apart, atol=1e-6 if is_mask(method) else 1e-9)  # Adam divides by gradients
 
 
 LINEAR = ("eap", "eap_ig", "eap_clean_corrupted", "relp", "gim")  # in what a src writes
@@ -89,7 +112,7 @@ LINEAR = ("eap", "eap_ig", "eap_clean_corrupted", "relp", "gim")  # in what a sr
 @pytest.mark.parametrize("positions", ["each", "roles"])
 def test_scores_by_position(method, positions, request):
     model, batches = tiny("llama"), [make_batch(3, 6)]
-    options = {"threshold": 0.5} if is_acdc(method) else {}
+    options = quick(method, threshold=0.5)
     scores = method(model, batches, LOGIT_DIFFERENCE, positions=positions, **options)
     assert scores.graph == model.graph(positions=position_names(batches, positions))
     again = method(model, batches, LOGIT_DIFFERENCE, positions=positions, **options)
@@ -111,7 +134,7 @@ def test_scores_of_single_prompts_have_their_mean(method):
 
 def test_a_metric_without_gradient_is_refused_by_gradient_methods():
     for name in ("eap", "eap_ig", "eap_ig_activations", "eap_clean_corrupted", "relp", "gim", "node_attribution",
-                 "hisp", "ensemble"):
+                 "hisp", "ensemble", "edge_pruning", "subnetwork_probing", "ugs"):
         with pytest.raises(AcdcError, match="no gradient"):
             METHODS[name](tiny("gpt2"), [make_batch()], METRICS["accuracy"])
     for name in ("eap", "relp", "gim", "node_attribution", "hisp"):
