@@ -29,7 +29,7 @@ from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 
 MIB_RANKINGS: tuple[Rank, Rank] = ("signed", "magnitude")  # of CPR, of CMD
 SHOWN = (0.005, 0.01, 0.02, 0.05)
-SOUGHT = (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
+SOUGHT = (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,17 @@ class Run:
     loss: str = "logit_difference"
     by: Rank = "magnitude"
     options: dict[str, Any] = field(default_factory=dict)
-    shortlist: float | None = None  # of the edges, by |eap_ig score|
+    shortlist: float | None = None  # of the edges, by |eap_ig score| for the logit difference
+    start: bool = False  # from eap_ig's scores for the logit difference
 
 
+MASKS: dict[str, Any] = {"loss": "kl_divergence", "by": "signed"}
 RUNS = {
+    "edge_pruning": Run("edge_pruning", **MASKS),
+    "edge_pruning, 300 steps of 16": Run("edge_pruning", **MASKS, start=True,
+                                         options={"steps": 300, "prompts_per_step": 16}),
+    "edge_pruning to 1%, 300 steps of 16": Run("edge_pruning", **MASKS, start=True, options={
+        "steps": 300, "prompts_per_step": 16, "sparsity": 0.99}),
     "random": Run("random"),
     "eap": Run("eap"),
     "eap_ig": Run("eap_ig"),
@@ -56,8 +63,9 @@ RUNS = {
     "ifr": Run("ifr"),
     "eap_ig_activations": Run("eap_ig_activations", prompts=16),
     "ensemble of eap_ig, relp, gim": Run("ensemble", options={"methods": ["eap_ig", "relp", "gim"]}),
-    "acdc, shortlist 5%": Run("acdc", prompts=32, loss="kl_divergence", by="signed", shortlist=0.05,
-                              options={"threshold": 0.0005}),
+    "ugs": Run("ugs", **MASKS),
+    "subnetwork_probing": Run("subnetwork_probing", **MASKS),
+    "acdc, shortlist 5%": Run("acdc", prompts=32, **MASKS, shortlist=0.05, options={"threshold": 0.0005}),
 }
 
 
@@ -75,10 +83,13 @@ def measure(name: str, held_out: int) -> dict[str, Any]:
     seen = frozenset(example.clean for batch in batches for example in batch.examples)
     options = dict(run.options)
     start = time.perf_counter()
-    if run.shortlist is not None:
+    if run.shortlist is not None or run.start:
         candidates = METHODS["eap_ig"](model, batches)
-        size = int(run.shortlist * candidates.graph.n_edges)
-        options["shortlist"] = candidates.top(size, by="magnitude")
+        if run.start:
+            options["start"] = candidates
+        else:
+            size = int(run.shortlist * candidates.graph.n_edges)
+            options["shortlist"] = candidates.top(size, by="magnitude")
     scores = METHODS[run.method](model, batches, METRICS[run.loss], **options)
     seconds = time.perf_counter() - start
     return {"name": name, "prompts": run.prompts, "loss": run.loss, "by": run.by, "seconds": seconds,
