@@ -47,7 +47,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
                           "head or group")
     discover.add_argument("--positions", default="all", help="edges for all token positions together (all), for each, "
                           "or for the roles that the task names (roles)")
-    discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric)")
+    discover.add_argument("--loss", help="the metric that discovery works with (default: the --metric, "
+                          "if one is given; else kl_divergence for acdc and learned masks, the task's for the others)")
     discover.add_argument("--steps", type=int, help="eap_ig, eap_ig_activations: points on the path (default 5); "
                           "node_attribution: as eap_ig (default: the gradient on the clean run); learned masks: steps "
                           "of training")
@@ -65,7 +66,8 @@ def build_parser(run: Mapping[str, Callable[[argparse.Namespace], None]]) -> arg
     discover.add_argument("--start", help="edge_pruning: the method whose scores say with which edges to begin "
                           "(default eap_ig)")
     discover.add_argument("--checkpoint", type=Path, help="learned masks: the file that a run is saved to as it goes, "
-                          "from which one that was killed goes on")
+                          "from which one that was killed goes on (default: the --out folder's name + .checkpoint, "
+                          "gone at the end)")
     discover.add_argument("--methods", help="ensemble: the methods that are combined (default eap,eap_ig)")
     discover.add_argument("--combine", help="ensemble: how they are made comparable, zscore (default) or rank")
     discover.add_argument("--threshold", type=float, help="acdc: keep an edge if the loss rises by this much without "

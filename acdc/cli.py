@@ -95,14 +95,17 @@ def _discover(arguments: argparse.Namespace) -> None:
     name = f"{Path(arguments.model).resolve().name}-{Path(arguments.task).stem}-{arguments.method}"
     seconds: dict[str, float] = {}
     out = arguments.out or Path("circuits") / name
-    keeps_journal = "journal" in options
-    if "journal" in inspect.signature(method).parameters:
-        options.setdefault("journal", out.with_name(f"{out.name}.journal"))
-    with output_folder(out, OUTPUTS, arguments.overwrite) as folder:
+    taken = inspect.signature(method).parameters
+    saves = [kind for kind in ("journal", "checkpoint") if kind in taken and kind not in options]
+    options |= {kind: out.with_name(f"{out.name}.{kind}") for kind in saves}
+    outputs = (*OUTPUTS, "masks.png") if "checkpoint" in taken else OUTPUTS
+    with output_folder(out, outputs, arguments.overwrite) as folder:
         with _timed(seconds, "load"):
             model, task, batches = _load(arguments)
         metric = choose("metric", arguments.metric or task.metric, METRICS)
-        loss = choose("metric", arguments.loss or metric.name, METRICS)
+        own = taken["metric"].default.name if "metric" in taken else ""
+        usual = own if own == "kl_divergence" else metric.name  # KL for those that look for what does as the model does
+        loss = METRICS[arguments.loss or arguments.metric or usual]
         _say(f"{len(task)} pairs of prompts such as {task.examples[0].clean!r} -> {task.examples[0].answer!r}")
         measured: dict[str, Any] = {"ablation": arguments.ablation, "progress": sys.stderr.isatty()}
         measure(model, [], batches, metric, **measured)  # refuses a task that the model cannot do, before the work
@@ -153,10 +156,10 @@ def _discover(arguments: argparse.Namespace) -> None:
         }
         circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
         _write_outputs(folder, circuit, curves, chosen, uncertainty)
-    if "journal" in options and not keeps_journal:
-        options["journal"].unlink(missing_ok=True)
+    for kind in saves:
+        options[kind].unlink(missing_ok=True)
     print(_summary(circuit, curves))
-    print(f"\nwritten to {folder.target}: {', '.join(OUTPUTS)}")
+    print(f"\nwritten to {folder.target}: {', '.join(outputs)}")
 
 
 def _choose(arguments: argparse.Namespace, scores: Any, curves: Sequence[Any], size: int | None
@@ -365,6 +368,7 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
     from acdc.export.curve_figure import curve_figure
     from acdc.export.edge_table import edge_table
     from acdc.export.figure import circuit_figure, save_figure
+    from acdc.export.history_figure import mask_history_figure
     from acdc.export.json_file import circuit_to_json
     from acdc.export.report import report
 
@@ -375,6 +379,8 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
     save_figure(drawing, folder.path / "circuit.svg")
     save_figure(drawing, folder.path / "circuit.png")
     save_figure(curve_figure(curves, chosen=chosen, title=title), folder.path / "curve.png")
+    if history := circuit.scores.provenance.get("history"):
+        save_figure(mask_history_figure(history, title=f"{title}: learning the masks"), folder.path / "masks.png")
     (folder.path / "edges.csv").write_text(edge_table(circuit, uncertainty), encoding="utf-8")
     (folder.path / "report.md").write_text(report(circuit, curves, uncertainty), encoding="utf-8")
 

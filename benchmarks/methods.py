@@ -88,7 +88,7 @@ def measure(name: str, held_out: int) -> dict[str, Any]:
         if run.start:
             options["start"] = candidates
         else:
-            size = int(run.shortlist * candidates.graph.n_edges)
+            size = int((run.shortlist or 0) * candidates.graph.n_edges)
             options["shortlist"] = candidates.top(size, by="magnitude")
     scores = METHODS[run.method](model, batches, METRICS[run.loss], **options)
     seconds = time.perf_counter() - start

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import acdc.cli
 from acdc.architectures import ARCHITECTURES
 from acdc.cli import OUTPUTS, main
-from acdc.discovery import METHODS
+from acdc.discovery import METHODS, masks
 from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.export.json_file import circuit_from_json, circuit_to_json
@@ -186,11 +186,15 @@ SETTINGS = {
     "--method gim --temperature 3 --gate 1 --size 9": (
         "gim", {"temperature": 3.0, "gate": 1.0, "per_prompt": True}, {}),
     "--method relp --pattern constant --size 9": ("relp", {"pattern": "constant", "per_prompt": True}, {}),
-    "--method acdc --threshold 0.2": ("acdc", {"threshold": 0.2}, {}),
+    "--method edge_pruning --steps 3 --prompts-per-step 2 --size 9": (
+        "edge_pruning", {"steps": 3, "prompts_per_step": 2, "loss": "kl_divergence"}, {}),
+    "--method edge_pruning --steps 3 --prompts-per-step 2 --size 9 --metric logit_difference": (
+        "edge_pruning", {"steps": 3, "prompts_per_step": 2}, {}),
+    "--method acdc --threshold 0.2 --loss logit_difference": ("acdc", {"threshold": 0.2}, {}),
     "--method ensemble --methods exact,eap --combine rank --size 9": (
         "ensemble", {"methods": ["exact", "eap"], "combine": "rank"}, {}),
     "--method eap_ig_activations --steps 2 --gradients all --size 9": (
-        "eap_ig_activations", {"steps": 2, "gradients": "all"}, {}),
+        "eap_ig_activations", {"steps": 2, "gradients": "all", "per_prompt": True}, {}),
     "--method hisp --no-normalise --size 9": ("hisp", {"normalise": False}, {}),
     "--method node_attribution --steps 2 --size 9": ("node_attribution", {"steps": 2}, {}),
     "--method random --seed 3 --size 9": ("random", {"seed": 3}, {}),
@@ -203,7 +207,9 @@ def test_settings_reach_the_method_and_the_measurement(given, tmp_path, quick, o
     assert status == 0, err
     method, settings, ablation = SETTINGS[options]
     metric = METRICS[settings.get("metric", "logit_difference")]
-    scores = METHODS[method](given.model, given.batches, **{**settings, "metric": metric}, **ablation)
+    own = {"loss": metric.name, **settings}
+    loss = METRICS[own.pop("loss")]
+    scores = METHODS[method](given.model, given.batches, **{**own, "metric": loss}, **ablation)
     expected = scores.top(9, by="magnitude") if "9" in options else scores.above(0.2, by="signed")
     circuit = read(tmp_path / "out")
     assert circuit.scores == scores
@@ -583,6 +589,27 @@ def test_a_process_of_its_own_says_no_more(given, tmp_path):
     done = subprocess.run(show, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_learned_masks_are_saved_and_drawn(given, tmp_path, quick, monkeypatch):
+    """Ctrl-C after some steps leaves the checkpoint beside the folder; the same command then goes on to the end."""
+    options = ["--method", "edge_pruning", "--steps", "6", "--prompts-per-step", "2", "--size", "9"]
+    assert run(*given.discover, *options, "--out", tmp_path / "whole")[0] == 0
+    assert (tmp_path / "whole" / "masks.png").read_bytes() == b"drawn" and not (tmp_path / "whole.checkpoint").exists()
+    assert "](masks.png)" in (tmp_path / "whole" / "report.md").read_text()
+    mean_loss, calls = masks.mean_loss, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        return interrupt() if len(calls) == 4 else mean_loss(*arguments)
+
+    monkeypatch.setattr(masks, "SAVE_EVERY", 1)
+    monkeypatch.setattr(masks, "mean_loss", interrupted)
+    assert run(*given.discover, *options, "--out", tmp_path / "resumed")[0] == 130
+    assert (tmp_path / "resumed.checkpoint").exists() and not (tmp_path / "resumed").exists()
+    assert run(*given.discover, *options, "--out", tmp_path / "resumed")[0] == 0
+    assert len(calls) == 4 + 3 and not (tmp_path / "resumed.checkpoint").exists()
+    assert read(tmp_path / "resumed").scores == read(tmp_path / "whole").scores
 
 
 def test_an_interrupted_acdc_goes_on_from_its_journal(given, tmp_path, quick, monkeypatch):

@@ -76,9 +76,9 @@ CONVENTIONS = (
 
 
 def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertainty | None = None, *,
-           figure: str | None = "circuit.svg", curve_image: str | None = "curve.png", n_edges: int = 20,
-           n_paths: int = 10) -> str:
-    """The page. `figure` and `curve_image` are links relative to it; None leaves an image out.
+           figure: str | None = "circuit.svg", curve_image: str | None = "curve.png",
+           history_image: str | None = "masks.png", n_edges: int = 20, n_paths: int = 10) -> str:
+    """The page. `figure`, `curve_image` and `history_image` are links relative to it; None leaves an image out.
 
     `uncertainty` gives the strongest edges their intervals. What the provenance does not say is left out.
     """
@@ -91,6 +91,7 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
         f"![The circuit]({figure})" if figure else "",
         _curves(curves, curve_image),
         _trust(record),
+        _learned(record, history_image),
         _strongest(circuit, uncertainty, n_edges, n_paths),
         _again(record),
         _method(record),
@@ -225,6 +226,18 @@ def _curves(curves: Sequence[Curve], image: str | None) -> str:
         ranking = escaped(RANKINGS[curve.by])
         parts.append(_exceeds(f"The circuit of {point.n_edges:,} edges by {ranking}", point.faithfulness))
     return "\n\n".join(parts)
+
+
+def _learned(record: Mapping[str, Any], image: str | None) -> str:
+    """The loss curve of learned masks."""
+    history = record.get("history")
+    if not history:
+        return ""
+    text = (
+        f"In {history[-1]['step'] + 1:,} steps the loss went from {history[0]['loss']:.4g} to "
+        f"{history[-1]['loss']:.4g}, each the mean of the few prompts of its step."
+    )
+    return "\n\n".join(["## How the masks were learned", *([f"![Loss by step]({image})"] if image else []), text])
 
 
 def _strongest(circuit: Circuit, uncertainty: Uncertainty | None, n_edges: int, n_paths: int) -> str:
