@@ -5,27 +5,31 @@ scores, so nothing is run again; from each draw a circuit of the same size is ta
 Source: Efron 1979 (doi 10.1214/aos/1176344552); for circuits, Meloux et al. 2025 (arXiv 2510.00845).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from acdc.circuit import EdgeScores, Rank
 from acdc.errors import AcdcError
 from acdc.graph import Graph
 
 LEVEL, RARE = 0.95, 0.05  # edges in more draws than that are certain, in fewer are not considered
+CHANCE_DRAWS = 20
 CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class TemplateSplit:
-    """One template's own circuit of the same size. `overlap`: the share of the circuit's edges that are in it too."""
+    """One template's own circuit of the same size. `overlap`: the share of the circuit's edges that are in it too;
+    `by_chance`: the same for as many prompts drawn at random from all, the mean of 20 draws."""
 
     template: str
     n_prompts: int
     overlap: float
+    by_chance: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,7 @@ def bootstrap(
     return Uncertainty(
         scores.graph, counts / n_resamples, same_sign, low, high,
         float(counts[kept].sum() / n_resamples / size) if size else 1.0, size, by, n_prompts, n_resamples, seed,
-        _split(scores, templates, kept, size, by),
+        _split(alone, templates, kept, by, seed) if size else (),
     )
 
 
@@ -136,17 +140,21 @@ def _quantile(ascending: Float[np.ndarray, "edge resample"], share: float) -> Fl
     return ascending[:, below] + (place - below) * (ascending[:, above] - ascending[:, below])
 
 
-def _split(scores: EdgeScores, templates: Sequence[str], kept: np.ndarray, size: int, by: Rank
-           ) -> tuple[TemplateSplit, ...]:
-    """The split by template, in the order of first appearance; none if all prompts share one."""
-    assert scores.per_prompt is not None
-    names = list(dict.fromkeys(templates))
-    splits = []
-    for name in names if len(names) > 1 and size else ():
-        rows = np.array([template == name for template in templates])
-        own = _top(scores.per_prompt[rows].mean(0), size, by)
-        splits.append(TemplateSplit(name, int(rows.sum()), float(kept[own].sum() / size)))
-    return tuple(splits)
+def _split(alone: Float[np.ndarray, "prompt edge"], templates: Sequence[str], kept: Bool[np.ndarray, " edge"], by: Rank,
+           seed: int) -> tuple[TemplateSplit, ...]:
+    """The split by template, those with the most prompts first; none if all prompts share one."""
+    counts, size = Counter(templates), int(kept.sum())
+
+    def overlap(rows: np.ndarray) -> float:
+        return float(kept[_top(alone[rows].mean(0), size, by)].mean())
+
+    rng = np.random.default_rng(seed)
+    by_chance = {n: float(np.mean([overlap(rng.choice(len(alone), n, replace=False)) for _ in range(CHANCE_DRAWS)]))
+                 for n in sorted(set(counts.values()))} if len(counts) > 1 else {}
+    return tuple(
+        TemplateSplit(name, n, overlap(np.array([template == name for template in templates])), by_chance[n])
+        for name, n in counts.most_common() if by_chance
+    )
 
 
 def _chunks(n: int, width: int) -> list[slice]:

@@ -12,6 +12,7 @@ from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.paths import strongest_paths
 from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
 
+MAX_TEMPLATES = 10
 RANKINGS = {"signed": "signed score", "magnitude": "|score|"}
 ASKED = {
     "model": "Model", "model_sha256": "SHA-256 of the model", "task": "Task", "task_description": "What it is",
@@ -186,9 +187,15 @@ def _trust(record: Mapping[str, Any]) -> str:
                      f"{escaped(resampling_text(summary))}, of {summary['size']:,} edges each.")
         splits = summary["templates"]
         if splits:
-            rows = [[escaped(split["template"]), f"{split['n_prompts']:,}", f"{split['overlap']:.1%}"]
-                    for split in splits]
-            parts.append(table(["Template", "Prompts", "Edges of the circuit that its own prompts give too"], rows))
+            rows = [[escaped(split["template"]), f"{split['n_prompts']:,}", f"{split['overlap']:.1%}",
+                     f"{split['by_chance']:.1%}"] for split in splits[:MAX_TEMPLATES]]
+            parts += ["Of the circuit's edges, those that the prompts of one template give too, and that as many "
+                      "prompts drawn from all would give:",
+                      table(["Template", "Prompts", "Its prompts", "Any prompts"], rows)]
+            rest = [split["overlap"] for split in splits[MAX_TEMPLATES:]]
+            if rest:
+                parts.append(f"{len(rest):,} more templates, of as many prompts or fewer: {min(rest):.1%} to "
+                             f"{max(rest):.1%}.")
     calibration = record.get("calibration")
     if isinstance(calibration, Mapping) and isinstance(calibration.get("overall"), Mapping):
         parts.append(f"**Against exact effects.** {escaped(agreement_text(calibration['overall']))}.")

@@ -64,10 +64,13 @@ def test_templates_are_split():
     templates = ["a", "b", "b"] * 4
     found = bootstrap(scores, size=9, by="magnitude", templates=templates, n_resamples=2)
     kept = scores.top(9, by="magnitude").kept
-    for split, rows in zip(found.templates, ([0, 3, 6, 9], [1, 2, 4, 5, 7, 8, 10, 11]), strict=True):
+    for split, rows in zip(found.templates, ([1, 2, 4, 5, 7, 8, 10, 11], [0, 3, 6, 9]), strict=True):
         own = EdgeScores(GRAPH, scores.per_prompt[rows].mean(0).astype(np.float64)).top(9, by="magnitude").kept
         assert (split.n_prompts, split.overlap) == (len(rows), pytest.approx((own & kept).sum() / 9))
-    assert [split.template for split in found.templates] == ["a", "b"]
+        assert split.overlap < split.by_chance + 0.35 and 0 < split.by_chance < 1
+    assert [split.template for split in found.templates] == ["b", "a"]
+    whole = bootstrap(scores, size=9, by="magnitude", templates=["a"] * 11 + ["b"], n_resamples=2).templates[0]
+    assert whole.by_chance > found.templates[1].by_chance  # 11 of 12 prompts say nearly what 12 do, 4 do not
     assert bootstrap(scores, size=9, by="signed", templates=["a"] * 12, n_resamples=2).templates == ()
 
 

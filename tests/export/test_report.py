@@ -61,7 +61,13 @@ def test_what_other_prompts_would_give_is_said():
     chosen = scores.top(5, by="magnitude")
     text = report(Circuit(chosen.graph, chosen.kept, scores, {"uncertainty": found.summary()}), [], found)
     assert f"resampled 30 times, the circuit shares {found.overlap:.1%} of its edges" in text
-    assert f"| a\\|b | 3 | {found.templates[0].overlap:.1%} |" in text
+    split = found.templates[0]
+    assert f"| a\\|b | 3 | {split.overlap:.1%} | {split.by_chance:.1%} |" in text
+    many = [vars(split) | {"template": f"t{i}", "overlap": i / 20} for i in range(12)]
+    record = {"uncertainty": {**found.summary(), "templates": many}}
+    assert "| t9 |" in (text := report(circuit(**record))) and "2 more templates, of as many prompts or fewer: 50.0% " \
+        "to 55.0%." in text and "t10" not in text
+    text = report(Circuit(chosen.graph, chosen.kept, scores, {"uncertainty": found.summary()}), [], found)
     strongest = int(np.argmax(np.abs(scores.values)))
     assert f"| {found.low[strongest]:+.4g} to {found.high[strongest]:+.4g} | {found.inclusion[strongest]:.1%} |" in text
     assert "interval" not in report(chosen)
