@@ -161,7 +161,7 @@ def main() -> None:
 def write(folder: Path, held_out: int, rows: dict[str, dict[str, Any]]) -> None:
     write_table(
         folder, "methods", title="Every method on prompts that it has not seen",
-        about="SmolLM2 (123,211 edges), IOI, resample ablation. Circuits are found on prompts of seed 0 and measured on "
+        about="SmolLM2 (123,211 edges), IOI, resample ablation. Circuits are found on prompts of seed 0, measured on "
               f"{held_out} others, of seed 1, by logit difference: f is the faithfulness of the strongest edges by the "
               "ranking named. CPR ranks by signed score, CMD by |score|, on MIB's ten sizes. The smallest circuit "
               "within 10% of 1 is sought at 0.25% to 10% of the edges. Seconds are of discovery; peak memory includes "
