@@ -116,7 +116,7 @@ class LiveState:
         places = np.zeros(len(srcs), dtype=int) if at is None else np.array(at)
         change = self.change[list(srcs)]
         if self.graph.n_positions > 1:
-            change = change * (torch.from_numpy(places)[:, None, None] == self.position)[..., None]
+            change = change * (self.position.new_tensor(places)[:, None, None] == self.position)[..., None]
         more = change.cumsum(0)
         computed = next(c for c in channels if self._is_computed(c))
         for position, n_kept in enumerate(self.kept[:, channels[0]].sum(0)):
@@ -210,7 +210,7 @@ class LiveState:
         exactly = self._when_all_is_cut(channel, at)
         if gone.all():
             return exactly.expand_as(more)
-        where = torch.from_numpy(gone)[self.position[:, at]]
+        where = torch.from_numpy(gone).to(self.position.device)[self.position[:, at]]
         return torch.where(where[..., None], exactly, more)
 
     def _when_all_is_cut(self, channel: int, at: slice) -> Float[Tensor, "batch pos d_model"]:

@@ -124,6 +124,8 @@ def position_names(batches: Sequence[Batch], positions: str) -> tuple[str, ...]:
         raise unknown_name("positions", positions, POSITIONS)
     if positions == "all":
         return ()
+    if not batches:
+        raise AcdcError("no prompts given: the list of batches is empty")
     lengths = sorted({batch.clean.shape[1] for batch in batches})
     if positions == "each":
         if len(lengths) != 1:

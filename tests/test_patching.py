@@ -298,3 +298,11 @@ def test_a_circuit_of_another_model_is_refused():
     other = Circuit.from_edges(tiny("llama").graph(), [])
     with pytest.raises(AcdcError, match="another model"):
         run_circuit(model, batch, other, prepare_ablation(model, [batch])(batch))
+
+
+def test_a_circuit_by_position_has_no_logits_at_all_positions():
+    model, batch = tiny("llama"), make_batch(2, 5)
+    graph = model.graph(positions=position_names([batch], "each"))
+    with pytest.raises(AcdcError, match="exist at the last token only"):
+        run_circuit(model, batch, Circuit.from_edges(graph, []).complement(), prepare_ablation(model, [batch])(batch),
+                    all_positions=True)

@@ -121,3 +121,9 @@ def test_prompts_that_a_circuit_by_position_does_not_fit_are_refused():
         position_groups(labelled({}), ("0", "1", "2", "3"))
     with pytest.raises(AcdcError, match="role 'V', but the circuit's edges are at S, other, end only"):
         position_groups(labelled({"V": 1}), ("S", "other", "end"))
+
+
+@pytest.mark.parametrize("positions", ["each", "roles"])
+def test_no_prompts_have_no_positions(positions):
+    with pytest.raises(AcdcError, match="no prompts given"):
+        position_names([], positions)

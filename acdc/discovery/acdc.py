@@ -116,7 +116,8 @@ def acdc_sweep(
     header = {"method": "acdc", **options, "metric": metric.name, "ablation": ablation, "kv": kv,
               "positions": positions, "memory_gib": memory_gib}
     if any(journals):
-        header |= {"model": weights_hash(model), "dtype": str(model.dtype), "prompts": hash_of_prompts(batches),
+        header |= {"model": weights_hash(model), "dtype": str(model.dtype),
+                   "prompts": hash_of_prompts(batches, positions),
                    "edges": hash_of(np.ones(0) if shortlist is None else shortlist.kept)}
     start = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept
     found: list[EdgeScores] = []

@@ -87,5 +87,5 @@ def open_checkpoint(path: str | Path | None, model: Transformer, batches: Sequen
     options = header["method_options"]
     header = {key: value for key, value in header.items() if key != "method_options"}
     return Checkpoint(path, {**header, **options, "model": weights_hash(model), "dtype": str(model.dtype),
-                             "prompts": hash_of_prompts(batches),
+                             "prompts": hash_of_prompts(batches, header["positions"]),
                              "start_values": None if start is None else hash_of(start.values)})

@@ -139,7 +139,7 @@ class _EdgePatch:
         """Loss increase when the channel reads the replacement along each of these edges of its own in turn."""
         layer, change, n = channel.node.layer, self.change[torch.from_numpy(self.graph.edge_src[edges])], len(edges)
         if self.graph.n_positions > 1:
-            at = torch.from_numpy(self.graph.edge_position[edges])[:, None, None]
+            at = self.position.new_tensor(self.graph.edge_position[edges])[:, None, None]
             change = change * (at == self.position)[..., None]
         if channel.node.kind == "logits":
             return self.losses(self.model.logits((self.clean.final[:, -1] + change[:, :, -1]).flatten(0, 1)), n)

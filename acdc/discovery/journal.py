@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
-from acdc.task import Batch
+from acdc.task import Batch, position_groups, position_names
 
 FORMAT = "acdc-journal"
 VERSION = 1
@@ -137,7 +137,11 @@ def hash_of(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def hash_of_prompts(batches: Sequence[Batch]) -> str:
-    """Of the tokens, batch by batch."""
+def hash_of_prompts(batches: Sequence[Batch], positions: str = "all") -> str:
+    """Of the tokens, batch by batch; and, where positions are told apart, of their names and of which each token is."""
     tensors = [getattr(batch, name) for batch in batches for name in ("clean", "corrupted", "answer", "wrong")]
-    return hash_of(np.concatenate([np.append(tensor.cpu().numpy().ravel(), -1) for tensor in tensors]))
+    names = position_names(batches, positions)
+    if names:
+        tensors += [position_groups(batch, names) for batch in batches]
+    tokens = np.concatenate([np.append(tensor.cpu().numpy().ravel(), -1) for tensor in tensors])
+    return hash_of(np.append(tokens, list("\n".join(names).encode())) if names else tokens)

@@ -218,7 +218,7 @@ def mean_loss(groups: Sequence[Group], chosen: Int[Tensor, " prompt"], kept: Flo
             batch = group.batch
             some = Batch(batch.clean[which], batch.corrupted[which], batch.answer[which], batch.wrong[which],
                          tuple(batch.examples[i] for i in rows.tolist()))
-            logits = group.soft.rows(which).logits(kept)
+            logits = group.soft.rows(which).logits(kept.to(group.reference.dtype))
             total = total + metric.loss(logits, some, group.reference[which]).sum()
     return total / len(chosen)
 

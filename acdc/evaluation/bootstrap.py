@@ -111,8 +111,13 @@ def bootstrap(
 
 
 def _top(values: Float[np.ndarray, " edge"], size: int, by: Rank) -> Int[np.ndarray, " size"]:
+    """As `EdgeScores.top` has it, ties included: in a circuit beyond the edges with a score, 0 ties with 0."""
     ranked = values if by == "signed" else np.abs(values)
-    return np.argpartition(-ranked, size - 1)[:size] if size else np.zeros(0, dtype=np.int64)
+    if not size:
+        return np.zeros(0, dtype=np.int64)
+    least = np.partition(ranked, -size)[-size]
+    above, level = np.nonzero(ranked > least)[0], np.nonzero(ranked == least)[0]
+    return np.concatenate([above, level[: size - len(above)]])
 
 
 def _spread(

@@ -228,3 +228,12 @@ def test_a_start_by_name_is_that_by_scores():
 def test_a_metric_without_gradient_is_refused():
     with pytest.raises(AcdcError, match="no gradient"):
         edge_pruning(tiny("llama"), [make_batch(2, 5)], METRICS["accuracy"])
+
+
+@pytest.mark.parametrize("positions", ["all", "roles"])
+@pytest.mark.parametrize("name", ["edge_pruning", "subnetwork_probing", "ugs"])
+def test_bfloat16_resembles_float32(name, positions):
+    batches = [make_batch(2, 6), make_batch(2, 7)]
+    rough, fine = (METHODS[name](tiny("llama", dtype), batches, KL, steps=6, prompts_per_step=2, positions=positions,
+                                 ablation="mean").values for dtype in (torch.bfloat16, torch.float32))
+    assert np.corrcoef(rough, fine)[0, 1] > 0.9

@@ -59,6 +59,17 @@ def test_equal_prompts_leave_no_doubt():
     assert bootstrap(scores, size=0, by="signed", n_resamples=2).overlap == 1
 
 
+@pytest.mark.parametrize("by", ["signed", "magnitude"])
+def test_edges_that_tie_go_by_the_graph_as_in_a_circuit(by):
+    """Under resample ablation, all edges at positions before the first difference score exactly 0."""
+    one = np.zeros(GRAPH.n_edges, dtype=np.float32)
+    one[[3, 11, 17]] = 0.5
+    scores = EdgeScores(GRAPH, one.astype(np.float64), {}, np.tile(one, (4, 1)))
+    found = bootstrap(scores, size=GRAPH.n_edges // 2, by=by, n_resamples=5, templates=["a", "a", "b", "b"])
+    assert found.overlap == 1 and [split.overlap for split in found.templates] == [1, 1]
+    assert (found.inclusion == scores.top(GRAPH.n_edges // 2, by=by).kept).all()
+
+
 def test_templates_are_split():
     scores = scored(scale=3.0)
     templates = ["a", "b", "b"] * 4
