@@ -4,6 +4,8 @@
 - `mean`: the mean of what src computes over the task's prompts of the same length (two at least), by position.
 - `mean_over_positions`: the mean over all positions of all prompts.
 - `zero`: nothing.
+
+Constants that are learned for a circuit: `acdc.optimal_ablation`.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,17 +56,19 @@ Ablation = Callable[[Batch], Replacement]
 def prepare_ablation(
     model: Transformer,
     batches: Sequence[Batch],
-    name: str = "resample",
+    name: str | Ablation = "resample",
     *,
     mean_of: Literal["corrupted", "clean"] = "corrupted",
 ) -> Ablation:
-    """A function from a batch to its replacement values.
+    """A function from a batch to its replacement values: what `name` is, unless it is one of `ABLATIONS`.
 
     `mean_of`: which prompts the means are taken over; all `batches` count, each prompt once. The default averages over
     the corrupted prompts, as the IOI paper does over its ABC distribution (Wang et al. 2022, arXiv 2211.00593).
     Cost: one forward pass a batch, when called for resample, at once for the means; none for zero.
     """
     check_ablation(batches, name)
+    if not isinstance(name, str):
+        return name
     if mean_of not in ("corrupted", "clean"):
         raise unknown_name("prompts to average over", mean_of, ["corrupted", "clean"])
     if name == "resample":
@@ -85,10 +89,21 @@ def prepare_ablation(
 ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
 
 
-def check_ablation(batches: Sequence[Batch], name: str) -> None:
+def check_ablation(batches: Sequence[Batch], name: str | Ablation) -> None:
     """Refuses an empty list of prompts and an unknown ablation."""
     if not batches:
         raise AcdcError("no prompts given: the list of batches is empty")
+    if isinstance(name, str):
+        check_name(name)
+
+
+def check_name(name: str) -> None:
+    if name == "optimal":
+        raise AcdcError(
+            f"ablation 'optimal' is learned for one circuit, so it cannot be had here: use {', '.join(ABLATIONS)}. "
+            "Then measure the circuit found with `acdc evaluate CIRCUIT --ablation optimal`, or in Python with "
+            "ablation=learn_ablation(model, batches, circuit=circuit)"
+        )
     if name not in ABLATIONS:
         raise unknown_name("ablation", name, ABLATIONS)
 
@@ -125,7 +140,7 @@ def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "_ _"]], dims: tuple
         sums = (record(model, tokens).map(lambda x: x.double().sum(dims, keepdim=True)) for tokens in prompts)
         total = reduce(Activations.plus, sums)
         mean = total.map(lambda x: (x / count).to(model.dtype))
-        return Replacement(_with_own_projections(model, mean), consistent=False)
+        return Replacement(with_own_projections(model, mean), consistent=False)
 
 
 def _without_nodes(model: Transformer) -> Replacement:
@@ -144,10 +159,10 @@ def _without_nodes(model: Transformer) -> Replacement:
             resid = after
         n = model.n_layers
         run = Activations(nothing, attn_in, [], [], [], [no_z] * n, [None] * n, mlp_in, [nothing] * n, resid)
-        return Replacement(_with_own_projections(model, run), consistent=False)
+        return Replacement(with_own_projections(model, run), consistent=False)
 
 
-def _with_own_projections(model: Transformer, run: Activations) -> Activations:
+def with_own_projections(model: Transformer, run: Activations) -> Activations:
     """q, k and v as the projections compute them from what the attention channels read when all is replaced."""
     projected: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
     with torch.no_grad():

@@ -136,7 +136,8 @@ def _add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> No
                             help=f"{help} (default: the circuit's)" if from_circuit else help + otherwise, **kwargs)
 
     add("--metric", None, "logit_difference, probability_difference, kl_divergence, ...", " (default: the task's)")
-    add("--ablation", "resample", "what cut edges carry: resample, mean, mean_over_positions or zero")
+    add("--ablation", "resample", "what cut edges carry: resample, mean, mean_over_positions or zero"
+        + "; evaluate: optimal too" * from_circuit)
     add("--prompts", None, "how many pairs of prompts", " (default: 32, or all of a file)", type=int)
     add("--seed", 0, "which prompts are drawn" + ("" if from_circuit else ", and which scores by random"), type=int)
     add("--dtype", "float32", "float32, bfloat16 or float64")
@@ -148,7 +149,7 @@ def check_measuring(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before a model is loaded, which takes seconds or minutes."""
     import torch
 
-    from acdc.ablation import ABLATIONS
+    from acdc.ablation import check_name
     from acdc.metrics import METRICS
     from acdc.models import DTYPES
     from acdc.tasks import TASKS  # pyright: ignore[reportMissingImports]
@@ -158,7 +159,11 @@ def check_measuring(arguments: argparse.Namespace) -> None:
         raise AcdcError(f"{known}. It may be a .json, .jsonl or .csv file too, but there is no file of this name")
     if arguments.metric is not None:
         choose("metric", arguments.metric, METRICS)
-    choose("ablation", arguments.ablation, dict.fromkeys(ABLATIONS))
+    if arguments.ablation != "optimal" or arguments.command != "evaluate":
+        check_name(arguments.ablation)
+    elif arguments.curve:
+        raise AcdcError("--curve with --ablation optimal: each size would need constants of its own. Leave out "
+                        "--curve, or give another --ablation")
     choose("dtype", arguments.dtype, DTYPES)
     for name in ("prompts", "batch_size"):
         value = getattr(arguments, name)

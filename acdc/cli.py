@@ -198,7 +198,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise AcdcError(f"{arguments.circuit} has no scores, so there is no curve over sizes; leave out --curve")
     model, task, batches = _load_again(arguments, circuit, circuit.provenance)
     metric = choose("metric", arguments.metric, METRICS)
-    measured: dict[str, Any] = {"ablation": arguments.ablation, "progress": sys.stderr.isatty()}
+    ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+    measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
     result = faithfulness(model, circuit, batches, metric, **measured)
     curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
               for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
@@ -213,6 +214,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                               "points": [vars(point) for point in curve.points]} for curve in curves]}
         write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
         print(f"written to {arguments.out}")
+
+
+def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: Any) -> Any:
+    """The constants with which the circuit does best on the prompts that it was found with."""
+    from acdc.models import check_prompts
+    from acdc.optimal_ablation import learn_ablation
+    from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
+
+    known = circuit.provenance
+    for key, kind in (("task_source", str), ("n_prompts", int), ("seed", int)):
+        if not isinstance(known.get(key), kind):
+            raise AcdcError(f"{arguments.circuit} does not say by its {key} which prompts it was found with, on which "
+                            "the constants would be learned; in Python, learn_ablation takes any prompts")
+    task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"])
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    check_prompts(model, batches)
+    others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""
+    print("optimal ablation: one constant a node, learned by kl_divergence on the "
+          f"{len(task)} prompts that the circuit was found with{others}")
+    return learn_ablation(model, batches, circuit=circuit, progress=sys.stderr.isatty())
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

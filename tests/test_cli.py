@@ -31,6 +31,7 @@ from acdc.export.json_file import circuit_from_json, circuit_to_json
 from acdc.live_state import LiveState
 from acdc.metrics import METRICS
 from acdc.models import load_model, weights_hash
+from acdc.optimal_ablation import learn_ablation
 from acdc.packaged import PACKAGED
 from acdc.tasks import TASKS, load_task
 from acdc.tasks.ioi import TEMPLATES, ioi
@@ -244,6 +245,34 @@ def test_evaluate_on_other_prompts_with_another_metric(given, tmp_path):
     result = faithfulness(given.model, given.circuit, batches, METRICS["kl_divergence"], ablation="mean")
     record = json.loads((tmp_path / "e.json").read_text())
     assert (record["faithfulness"], record["n_prompts"]) == (result.faithfulness, 4)
+
+
+def test_evaluate_learns_constants_on_the_prompts_that_the_circuit_was_found_with(given, tmp_path):
+    asked = ("evaluate", given.base / "found", "--batch-size", 3, "--ablation", "optimal", "--metric", "kl_divergence",
+             "--out", tmp_path / "e.json")
+    for name, more in (("task.json", "with; give --seed or --task"), ("other.json", "with\n")):
+        task = given.base / name
+        status, out, _ = run(*asked, "--task", task)
+        assert status == 0
+        assert f"learned by kl_divergence on the 5 prompts that the circuit was found {more}" in out
+        learned = learn_ablation(given.model, given.batches, circuit=given.circuit)
+        batches = load_task(task, TOKENIZER).batches(TOKENIZER, batch_size=3)
+        result = faithfulness(given.model, given.circuit, batches, METRICS["kl_divergence"], ablation=learned)
+        record = json.loads((tmp_path / "e.json").read_text())
+        assert (record["circuit"], record["empty"], record["ablation"]) == (result.circuit, result.empty, "optimal")
+
+
+def test_constants_are_refused_where_they_cannot_be_learned(given, tmp_path):
+    message, _ = refused(tmp_path, *given.discover, "--out", tmp_path / "out", "--ablation", "optimal")
+    assert "acdc evaluate CIRCUIT --ablation optimal" in message
+    message, _ = refused(tmp_path, "calibrate", given.base / "found", "--ablation", "optimal")
+    assert "'optimal' is learned for one circuit" in message
+    message, _ = refused(tmp_path, "evaluate", given.base / "found", "--ablation", "optimal", "--curve")
+    assert "each size would need constants of its own" in message
+    text = edited("n_prompts", None)((given.base / "found" / "circuit.json").read_text())
+    (tmp_path / "circuit.json").write_bytes(text)
+    message, _ = refused(tmp_path, "evaluate", tmp_path / "circuit.json", "--ablation", "optimal")
+    assert "does not say by its n_prompts which prompts" in message
 
 
 def test_calibrate_gives_what_the_library_gives(given, tmp_path):

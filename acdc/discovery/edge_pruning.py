@@ -13,16 +13,10 @@ from pathlib import Path
 
 from acdc.circuit import EdgeScores
 from acdc.discovery.checkpoint import open_checkpoint
-from acdc.discovery.masks import (
-    EdgeMatrix,
-    Training,
-    check_metric,
-    first_masks,
-    prepare_prompts,
-    train_masks,
-)
+from acdc.discovery.masks import EdgeMatrix, Training, first_masks, train_masks
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import KV
+from acdc.learning import check_metric, prepare_prompts
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_names
 from acdc.transformer import Transformer, frozen

@@ -18,9 +18,8 @@ Everything random in a step depends on the seed and the number of the step alone
 checkpoint as if it had not stopped.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,14 +27,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.ablation import check_ablation, prepare_ablation
-from acdc.activations import record
 from acdc.discovery.checkpoint import Checkpoint
 from acdc.errors import AcdcError, unknown_name
 from acdc.graph import Graph
+from acdc.learning import Adam, Group, draw_prompts, generator, mean_loss
 from acdc.metrics import Metric
-from acdc.soft_circuit import SoftCircuit, soft_circuit
-from acdc.task import Batch
+from acdc.optimal_ablation import RATE, Constants
+from acdc.soft_circuit import SoftCircuit
 from acdc.transformer import Transformer
 
 LOW, HIGH = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clamped to 0 and 1
@@ -124,17 +122,10 @@ class Training:
         return max(LEAST_NOISE, min(1.0, 2 - 2 * step / self.steps)) if self.constraint == "budget" else 1.0
 
     def generator(self, kind: str, number: int) -> torch.Generator:
-        """Of its own for each step (or epoch) and purpose."""
-        digest = hashlib.sha256(f"{kind} {self.seed} {number}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return generator(self.seed, kind, number)
 
     def draw(self, step: int, n: int) -> Int[Tensor, " prompt"]:
-        """The prompts of a step: all n are gone through in random order, again and again."""
-        size = min(self.prompts_per_step, n)
-        places = range(step * size, (step + 1) * size)
-        epochs = {place // n: None for place in places}
-        orders = {epoch: torch.randperm(n, generator=self.generator("epoch", epoch)) for epoch in epochs}
-        return torch.stack([orders[place // n][place % n] for place in places])
+        return draw_prompts(self.seed, step, self.prompts_per_step, n)
 
 
 def first_masks(model: Transformer, n: int, training: Training, scores: Float[np.ndarray, " n"] | None = None
@@ -167,62 +158,6 @@ def within_budget(log_alpha: Float[Tensor, " n"], share: float, noise: float = 1
     return log_alpha + low
 
 
-def check_metric(metric: Metric) -> None:
-    if not metric.differentiable:
-        raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as kl_divergence")
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """All prompts of one length, ready to run; `numbers`: which of all prompts they are."""
-
-    soft: SoftCircuit
-    batch: Batch
-    reference: Float[Tensor, "batch vocab"]
-    numbers: Int[Tensor, " batch"]
-
-
-def prepare_prompts(model: Transformer, batches: Sequence[Batch], ablation: str, positions: Sequence[str]
-                    ) -> list[Group]:
-    """The prompts by length, whatever the batches. To be called inside `frozen`."""
-    check_ablation(batches, ablation)
-    numbers = torch.arange(sum(map(len, batches))).split([len(batch) for batch in batches])
-    by_length: dict[int, list[int]] = {}
-    for i, batch in enumerate(batches):
-        by_length.setdefault(batch.clean.shape[1], []).append(i)
-    merged = [_merge([batches[i] for i in places]) for places in by_length.values()]
-    replacements = prepare_ablation(model, merged, ablation)
-    groups: list[Group] = []
-    for batch, places in zip(merged, by_length.values(), strict=True):
-        soft = soft_circuit(model, batch, replacements(batch), positions)
-        soft = replace(soft, weights=groups[0].soft.weights) if groups else soft
-        with torch.no_grad():
-            reference = model.logits(record(model, batch.clean).final[:, -1])
-        groups.append(Group(soft, batch, reference, torch.cat([numbers[i] for i in places])))
-    return groups
-
-
-def _merge(batches: Sequence[Batch]) -> Batch:
-    tensors = (torch.cat([getattr(b, name) for b in batches]) for name in ("clean", "corrupted", "answer", "wrong"))
-    return Batch(*tensors, examples=tuple(example for batch in batches for example in batch.examples))
-
-
-def mean_loss(groups: Sequence[Group], chosen: Int[Tensor, " prompt"], kept: Float[Tensor, "src channel position"],
-              metric: Metric) -> Float[Tensor, ""]:
-    """The mean loss of the chosen prompts (one that is chosen twice, at the seam of two epochs, counts twice)."""
-    total = kept.new_zeros(())
-    for group in groups:
-        rows = (chosen[:, None] == group.numbers).nonzero()[:, 1]
-        if len(rows):
-            which = rows.to(kept.device)
-            batch = group.batch
-            some = Batch(batch.clean[which], batch.corrupted[which], batch.answer[which], batch.wrong[which],
-                         tuple(batch.examples[i] for i in rows.tolist()))
-            logits = group.soft.rows(which).logits(kept.to(group.reference.dtype))
-            total = total + metric.loss(logits, some, group.reference[which]).sum()
-    return total / len(chosen)
-
-
 class EdgeMatrix:
     """Lays one number an edge out as the matrix that a run takes: over the channels of each query head."""
 
@@ -236,43 +171,24 @@ class EdgeMatrix:
         return values.new_zeros(self.shape).index_put(self.index, values)[:, self.per_head]
 
 
-class Adam:
-    """Adam without weight decay, with a state that can be saved. Source: Kingma & Ba 2015 (arXiv 1412.6980)."""
-
-    EPS = 1e-8
-
-    def __init__(self, like: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.betas = betas
-        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
-
-    def change(self, gradient: Tensor, step: int, learning_rate: float, n_strongest: int | None = None) -> Tensor:
-        """What to add to go down; `step` from 0. `n_strongest`: epsilon is the size of the mean gradient that so many
-        others reach."""
-        first, second = self.betas
-        self.mean.lerp_(gradient, 1 - first)
-        self.square.lerp_(gradient.square(), 1 - second)
-        mean = self.mean / (1 - first ** (step + 1))
-        eps = self.EPS
-        if n_strongest is not None:
-            eps = max(eps, float(mean.abs().sort(descending=True).values[min(n_strongest, len(mean) - 1)]))
-        return -learning_rate * mean / (self.square / (1 - second ** (step + 1))).sqrt_().add_(eps)
-
-
 @dataclass(eq=False)
 class State:
-    """What a run has learned: `log_alpha` of each mask and the multipliers of the sparsity, with their optimisers."""
+    """What a run has learned: `log_alpha` of each mask and the multipliers of the sparsity, with their optimisers; and
+    what closed edges carry, if it is learned."""
 
     log_alpha: Float[Tensor, " n"]
     multipliers: Float[Tensor, " 2"]
     adam: tuple[Adam, Adam]
     step: int
     history: list[dict[str, float]]
+    constants: Constants | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         alpha, multipliers = self.adam
+        constants = {} if self.constants is None else self.constants.tensors()
         return {"log_alpha": self.log_alpha, "multipliers": self.multipliers, "alpha_mean": alpha.mean,
                 "alpha_square": alpha.square, "multipliers_mean": multipliers.mean,
-                "multipliers_square": multipliers.square}
+                "multipliers_square": multipliers.square, **constants}
 
 
 def train_masks(
@@ -284,14 +200,17 @@ def train_masks(
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
     of: Distribution = HARD_CONCRETE,
+    constants: Constants | None = None,
 ) -> State:
-    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept.
+    """Learns masks from log_alpha = `start`; `to_kept` lays masks out as the matrix of what is kept. `constants`: what
+    closed edges carry, if that is to be learned too.
 
     Cost a step: a forward and a backward pass of `SoftCircuit`.
     """
     multipliers = start.new_zeros(2)
     betas = (0.9, 0.98) if training.constraint == "budget" else (0.9, 0.999)
-    state = State(start.clone(), multipliers, (Adam(start, betas), Adam(multipliers)), 0, [])
+    state = State(start.clone(), multipliers, (Adam(start, betas), Adam(multipliers)), 0, [], constants)
+    run = SoftCircuit.logits if constants is None else constants.logits
     if checkpoint is not None:
         checkpoint.load(state)
     n_prompts = sum(len(group.batch) for group in groups)
@@ -304,9 +223,11 @@ def train_masks(
             uniform = uniform.clamp(1e-6, 1 - 1e-6).to(start.device, start.dtype)
 
             def loss_of(masks: Tensor, chosen: Tensor = chosen) -> Tensor:
-                return mean_loss(groups, chosen, to_kept(masks), metric)
+                return mean_loss(groups, chosen, to_kept(masks), metric, run)
 
             point = take(loss_of, training, state, uniform, of)
+            if constants is not None:
+                constants.descend(state.step, RATE * training.rate(state.step) / training.learning_rate)
             if state.step % every == 0 or state.step == training.steps - 1:
                 state.history.append({"step": state.step, **point})
             state.step += 1

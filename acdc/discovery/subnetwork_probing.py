@@ -17,15 +17,9 @@ from torch import Tensor
 
 from acdc.circuit import EdgeScores
 from acdc.discovery.checkpoint import open_checkpoint
-from acdc.discovery.masks import (
-    EdgeMatrix,
-    Training,
-    check_metric,
-    first_masks,
-    prepare_prompts,
-    train_masks,
-)
+from acdc.discovery.masks import EdgeMatrix, Training, first_masks, train_masks
 from acdc.graph import KV, Graph
+from acdc.learning import check_metric, prepare_prompts
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_names
 from acdc.transformer import Transformer, frozen

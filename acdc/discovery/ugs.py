@@ -15,17 +15,11 @@ from torch import Tensor
 
 from acdc.circuit import EdgeScores
 from acdc.discovery.checkpoint import open_checkpoint
-from acdc.discovery.masks import (
-    Distribution,
-    EdgeMatrix,
-    Training,
-    check_metric,
-    first_masks,
-    prepare_prompts,
-    train_masks,
-)
+from acdc.discovery.masks import Distribution, EdgeMatrix, Training, first_masks, train_masks
 from acdc.graph import KV
+from acdc.learning import check_metric, prepare_prompts
 from acdc.metrics import METRICS, Metric
+from acdc.optimal_ablation import START, first_constants
 from acdc.task import Batch, position_names
 from acdc.transformer import Transformer, frozen
 
@@ -59,8 +53,11 @@ def ugs(
 
     The circuit of n edges is `scores.top(n)`, the same by either ranking. Cost, options and checkpoint as
     `edge_pruning`. It misleads where steps are few: an edge that is nearly certain gives a gradient in few of them, so
-    one that was cut early hardly comes back. The paper's constants, learned with the circuit, are not here:
-    `ablation="mean"` is closest.
+    one that was cut early hardly comes back.
+
+    `ablation="optimal"`, as in the paper: a constant for each node, which closed edges carry, is learned along with the
+    masks, from the mean over positions on. It suits what the masks were in between, and is not returned: measure each
+    circuit with constants of its own, `learn_ablation(model, batches, circuit=scores.top(n, by="magnitude"))`.
     """
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup)
     training.check()
@@ -69,10 +66,12 @@ def ugs(
     record = {"method": "ugs", "method_options": asdict(training), "metric": metric.name, "ablation": ablation}
     saved = open_checkpoint(checkpoint, model, batches, {**record, "kv": kv, "positions": positions})
     with frozen(model):
-        groups = prepare_prompts(model, batches, ablation, graph.positions)
+        learns = ablation == "optimal"
+        groups = prepare_prompts(model, batches, START if learns else ablation, graph.positions)
+        constants = first_constants(model, batches, groups) if learns else None
         first = first_masks(model, graph.n_edges, training)
         matrix = EdgeMatrix(graph, model.device)
-        state = train_masks(groups, metric, training, first, matrix, saved, progress, UNIFORM)
+        state = train_masks(groups, metric, training, first, matrix, saved, progress, UNIFORM, constants)
     return EdgeScores(graph, state.log_alpha.double().sigmoid().cpu().numpy(), {**record, "history": state.history})
 
 

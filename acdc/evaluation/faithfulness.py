@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.ablation import prepare_ablation
+from acdc.ablation import Ablation, prepare_ablation
 from acdc.activations import record
 from acdc.circuit import Circuit, EdgeScores, Rank
 from acdc.errors import AcdcError
@@ -43,11 +43,13 @@ def faithfulness(
     batches: Sequence[Batch],
     metric: Metric = METRICS["logit_difference"],
     *,
-    ablation: str = "resample",
+    ablation: str | Ablation = "resample",
     progress: bool = False,
 ) -> Faithfulness:
     """f as above, a ratio of means as in MIB (not a mean of ratios).
 
+    `ablation`: a name, or a function from a batch to its replacement values, such as `learn_ablation` returns; the
+    empty circuit carries them too.
     Cost a batch: a forward pass each for the replacements and the full model, and one circuit run. Raises
     `AcdcError` where the metric does not separate the full model from the empty circuit: f would be noise.
     """
@@ -64,7 +66,7 @@ def faithfulness_curve(
     *,
     by: Rank,
     fractions: Sequence[float] = MIB_FRACTIONS,
-    ablation: str = "resample",
+    ablation: str | Ablation = "resample",
     progress: bool = False,
 ) -> Curve:
     """Faithfulness of the top int(fraction * edges) edges for each fraction; the default is MIB's grid.
@@ -93,7 +95,7 @@ def measure(
     batches: Sequence[Batch],
     metric: Metric,
     *,
-    ablation: str = "resample",
+    ablation: str | Ablation = "resample",
     progress: bool = False,
 ) -> Float[Tensor, "circuit prompt"]:
     """The metric of every prompt in the full model, in the empty circuit, then in each circuit.

@@ -10,17 +10,16 @@ from conftest import make_batch, tiny
 from acdc.ablation import prepare_ablation
 from acdc.discovery import METHODS
 from acdc.discovery.masks import (
-    Adam,
     EdgeMatrix,
     Training,
     first_masks,
-    prepare_prompts,
     probability_open,
     sample,
     train_masks,
     within_budget,
 )
 from acdc.errors import AcdcError
+from acdc.learning import Adam, prepare_prompts
 from acdc.metrics import METRICS
 from acdc.soft_circuit import soft_circuit
 from acdc.transformer import frozen
