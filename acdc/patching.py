@@ -49,10 +49,11 @@ def run_circuit(
 ) -> Logits:
     """Logits of the clean prompts with the circuit's edges kept and every other edge carrying its replacement.
 
-    Returns (batch, vocab) at the last position, or (batch, pos, vocab), which a circuit by position has not. With nothing cut they are the model's own
-    logits; with everything cut and resample ablation, those of the corrupted prompts. Cost: only live nodes are
-    computed; one to a few forward passes for a dense circuit (each head reads a residual stream of its own), less than
-    one for a small one. Memory: live nodes * prompts * positions that can differ * d_model.
+    Returns (batch, vocab) at the last position, or (batch, pos, vocab), which a circuit by position does not have. With
+    nothing cut they are the model's own logits; with everything cut and resample ablation, those of the corrupted
+    prompts. Cost: only live nodes are computed; one to a few forward passes for a dense circuit (each head reads a
+    residual stream of its own), less than one for a small one. Memory: live nodes * prompts * positions that can
+    differ * d_model.
     """
     check_graph(model, circuit.graph)
     if all_positions and circuit.graph.positions:
