@@ -183,6 +183,7 @@ def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
 
 def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -> dict[str, Any]:
     """The options given for this method; one that it does not take is an error."""
+    from acdc.discovery import METHODS
     from acdc.discovery.ensemble import COMBINE, choose_methods
     from acdc.discovery.relp import PATTERN
 
@@ -212,6 +213,8 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
     choose("pattern", given.get("pattern", "derivative"), dict.fromkeys(PATTERN))
     if not 0 < given.get("temperature", 1) < math.inf:
         raise AcdcError(f"--temperature {given['temperature']}: it must be a number above 0")
+    if "start" in given:
+        choose("method", given["start"], METHODS)
     if "methods" in given:
         given["methods"] = [name.strip() for name in given["methods"].split(",")]
         choose_methods(given["methods"])

@@ -29,7 +29,7 @@ from acdc.errors import AcdcError
 from acdc.output_folder import OutputFolder, output_folder, write_file
 
 OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "edges.csv", "report.md")
-MOST_PROMPT_SCORES = 2**31  # bytes
+MOST_PROMPT_SCORES = 2**29  # bytes; several times as much is used on the way
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it, by device
 
 
@@ -106,7 +106,7 @@ def _discover(arguments: argparse.Namespace) -> None:
         own = taken["metric"].default.name if "metric" in taken else ""
         usual = own if own == "kl_divergence" else metric.name  # KL for those that look for what does as the model does
         loss = METRICS[arguments.loss or arguments.metric or usual]
-        _say(f"{len(task)} pairs of prompts such as {task.examples[0].clean!r} -> {task.examples[0].answer!r}")
+        _say(f"{len(task)} {'pairs' if len(task) > 1 else 'pair'} of prompts such as {task.examples[0].clean!r} -> {task.examples[0].answer!r}")
         measured: dict[str, Any] = {"ablation": arguments.ablation, "progress": sys.stderr.isatty()}
         measure(model, [], batches, metric, **measured)  # refuses a task that the model cannot do, before the work
         graph = model.graph(arguments.kv, position_names(batches, arguments.positions))

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int, Shaped
 from acdc.errors import AcdcError, unknown_name
 
 KV = Literal["head", "group"]
+MAX_POSITIONS, MAX_POSITION_NAME = 1000, 100  # names, and characters of one
 NODE_NAME = re.compile(r"(?P<fixed>input|logits)|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<kind>[hg])(?P<index>\d+)")
 
 
@@ -112,6 +113,11 @@ class Graph:
             raise unknown_name("kv", self.kv, ["head", "group"])
         if len(set(self.positions)) < len(self.positions) or not all(self.positions):
             raise AcdcError(f"positions {', '.join(map(repr, self.positions))}: each must have a name of its own")
+        if len(self.positions) > MAX_POSITIONS or max(map(len, self.positions), default=0) > MAX_POSITION_NAME:
+            raise AcdcError(
+                f"{len(self.positions):,} positions, the longest name of {max(map(len, self.positions)):,} characters; "
+                f"at most {MAX_POSITIONS:,} of {MAX_POSITION_NAME} can be told apart. Use shorter prompts or names"
+            )
 
     @cached_property
     def srcs(self) -> tuple[Node, ...]:

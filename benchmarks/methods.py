@@ -22,7 +22,7 @@ from acdc.benchmarks.record import write_table  # pyright: ignore[reportMissingI
 from acdc.benchmarks.speed import peak_memory  # pyright: ignore[reportMissingImports]
 from acdc.circuit import EdgeScores, Rank
 from acdc.discovery import METHODS
-from acdc.evaluation.faithfulness import faithfulness_curve
+from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.metrics import METRICS
 from acdc.models import load_model
 from acdc.task import Batch
@@ -84,10 +84,10 @@ def measure(name: str, held_out: int) -> dict[str, Any]:
     start = time.perf_counter()
     if run.shortlist is not None or run.start:
         candidates = METHODS["eap_ig"](model, batches)
-        if run.start:
+        if run.shortlist is None:
             options["start"] = candidates
         else:
-            size = int((run.shortlist or 0) * candidates.graph.n_edges)
+            size = int(run.shortlist * candidates.graph.n_edges)
             options["shortlist"] = candidates.top(size, by="magnitude")
     scores = METHODS[run.method](model, batches, METRICS[run.loss], **options)
     seconds = time.perf_counter() - start
@@ -100,12 +100,10 @@ def faithfulness_of(run: Run, scores: EdgeScores, model: Any, batches: list[Batc
     """CPR, CMD and f at several sizes, on prompts not seen. A search that stops by itself has one size: its own."""
     tried = int(np.isfinite(scores.values).sum())
     if tried < scores.graph.n_edges:
-        kept = scores.above(run.options["threshold"], by="signed").n_edges
-        curve = faithfulness_curve(model, scores, batches, by="signed", fractions=[kept / scores.graph.n_edges])
-        point = curve.points[0]
-        within = abs(1 - point.faithfulness) <= 0.1
-        return {"cpr": None, "cmd": None, "at": {}, "own": [point.n_edges, point.faithfulness],
-                "smallest": [point.n_edges, point.faithfulness] if within else None}
+        found = faithfulness(model, scores.above(run.options["threshold"], by="signed"), batches)
+        own = [found.n_edges, found.faithfulness]
+        return {"cpr": None, "cmd": None, "at": {}, "own": own,
+                "smallest": own if abs(1 - found.faithfulness) <= 0.1 else None}
     cpr, cmd = (faithfulness_curve(model, scores, batches, by=by) for by in MIB_RANKINGS)
     fine = faithfulness_curve(model, scores, batches, by=run.by, fractions=sorted({*SHOWN, *SOUGHT}))
     best = fine.smallest_faithful()
@@ -146,9 +144,12 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.held_out)))
         return
+    names = arguments.only.split(";")
+    if unknown := [name for name in names if name not in RUNS]:
+        parser.error(f"no row {unknown[0]!r}; rows are {'; '.join(RUNS)}")
     stored = arguments.results and arguments.results / "methods.json"
     rows = json.loads(stored.read_text())["parameters"]["runs"] if stored and stored.exists() else {}
-    for name in arguments.only.split(";"):
+    for name in names:
         command = [sys.executable, "-W", "ignore", "-m", "acdc.benchmarks.methods", "--one", name, "--held-out",
                    str(arguments.held_out)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -130,6 +130,8 @@ def test_a_wrong_edge_of_a_graph_with_positions_is_refused(name, message):
 
 
 def test_positions_need_names_of_their_own():
+    with pytest.raises(AcdcError, match="2 positions, the longest name of 101 characters"):
+        Graph(2, 2, 2, positions=("S" * 101, "end"))
     with pytest.raises(AcdcError, match="'S1', 'S1': each must have a name"):
         Graph(2, 2, 2, positions=("S1", "S1"))
 

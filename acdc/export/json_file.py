@@ -10,7 +10,7 @@ import numpy as np
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
-from acdc.graph import Graph
+from acdc.graph import MAX_POSITION_NAME, MAX_POSITIONS, Graph
 
 FORMAT, VERSION = "acdc-circuit", 1
 FIELDS = {"format", "version", "graph", "kept", "scores", "scores_provenance", "provenance"}
@@ -19,7 +19,6 @@ GRAPH_FIELDS: dict[str, type] = {
 }
 # Several times the largest open models: a wrong digit must not fill the memory.
 MAX_NODES, MAX_EDGES = 10**5, 10**9
-MAX_POSITIONS, MAX_POSITION_NAME = 1000, 100  # names, and characters of one
 MAX_DEPTH = 100  # of nesting in provenance
 
 

@@ -68,11 +68,13 @@ METHODS = {
     "averaged. A score here has the sign of the effect, but no unit.",
     "random": "The scores are random numbers: a baseline, which says nothing about the model.",
 }
+NO_RISE = ("hisp", "ifr", "edge_pruning", "subnetwork_probing", "ugs", "ensemble", "random")  # of the loss
+SCORE = "A score is the estimated rise of the loss if that edge alone is cut: positive edges help the task."
 CONVENTIONS = (
-    "A score is the estimated rise of the loss if that edge alone is cut: positive edges help the task. Faithfulness "
-    "is f = (m(circuit) − m(all cut)) / (m(full model) − m(all cut)). CPR is the area under f, CMD the area under "
-    "|1 − f|, over the requested fraction of edges on a linear axis, by trapezoids (Mueller et al. 2025, *MIB: A "
-    "Mechanistic Interpretability Benchmark*, arXiv 2504.13151; its CPR ranks by signed score, its CMD by |score|)."
+    "Faithfulness is f = (m(circuit) − m(all cut)) / (m(full model) − m(all cut)). CPR is the area under f, CMD the "
+    "area under |1 − f|, over the requested fraction of edges on a linear axis, by trapezoids (Mueller et al. 2025, "
+    "*MIB: A Mechanistic Interpretability Benchmark*, arXiv 2504.13151; its CPR ranks by signed score, its CMD by "
+    "|score|)."
 )
 
 
@@ -172,9 +174,9 @@ def resampling_text(summary: Mapping[str, Any]) -> str:
     """What drawing the prompts anew has told (see `acdc.evaluation.bootstrap`)."""
     level = summary["level"]
     return (
-        f"resampled {summary['n_resamples']:,} times, the circuit shares {summary['overlap']:.1%} of its edges with "
-        f"that of other draws; {summary['n_certain']:,} edges are in {level:.0%} of the draws or more, "
-        f"{summary['n_possible']:,} in {summary['rare']:.0%} or more"
+        f"resampled {summary['n_resamples']:,} times, the top {summary['size']:,} edges by {summary['by']} share "
+        f"{summary['overlap']:.1%} with those of other draws; {summary['n_certain']:,} edges are among them in "
+        f"{level:.0%} of the draws or more, {summary['n_possible']:,} in {summary['rare']:.0%} or more"
     )
 
 
@@ -184,7 +186,7 @@ def _trust(record: Mapping[str, Any]) -> str:
     summary = record.get("uncertainty")
     if isinstance(summary, Mapping):
         parts.append(f"**On other prompts.** The {summary['n_prompts']:,} prompts were "
-                     f"{escaped(resampling_text(summary))}, of {summary['size']:,} edges each.")
+                     f"{escaped(resampling_text(summary))}.")
         splits = summary["templates"]
         if splits:
             rows = [[escaped(split["template"]), f"{split['n_prompts']:,}", f"{split['overlap']:.1%}",
@@ -279,4 +281,6 @@ def _again(record: Mapping[str, Any]) -> str:
 
 def _method(record: Mapping[str, Any]) -> str:
     method = str(record.get("method", "")).lower().replace("-", "_")
-    return "\n\n".join(["## Method", *([METHODS[method]] if method in METHODS else []), CONVENTIONS])
+    parts = [METHODS[method]] if method in METHODS else []
+    conventions = CONVENTIONS if method in NO_RISE else f"{SCORE} {CONVENTIONS}"
+    return "\n\n".join(["## Method", *parts, conventions])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acdc.circuit import Circuit, EdgeScores
+from acdc.discovery import METHODS, UNSIGNED
 from acdc.evaluation.bootstrap import bootstrap
 from acdc.evaluation.curve import Curve, CurvePoint
 from acdc.export.report import code, escaped, quoted, report, table
@@ -60,7 +61,7 @@ def test_what_other_prompts_would_give_is_said():
     found = bootstrap(scores, size=5, by="magnitude", templates=["a|b", "c"] * 3, n_resamples=30)
     chosen = scores.top(5, by="magnitude")
     text = report(Circuit(chosen.graph, chosen.kept, scores, {"uncertainty": found.summary()}), [], found)
-    assert f"resampled 30 times, the circuit shares {found.overlap:.1%} of its edges" in text
+    assert f"resampled 30 times, the top 5 edges by magnitude share {found.overlap:.1%} with those of" in text
     split = found.templates[0]
     assert f"| a\\|b | 3 | {split.overlap:.1%} | {split.by_chance:.1%} |" in text
     many = [vars(split) | {"template": f"t{i}", "overlap": i / 20} for i in range(12)]
@@ -71,6 +72,12 @@ def test_what_other_prompts_would_give_is_said():
     strongest = int(np.argmax(np.abs(scores.values)))
     assert f"| {found.low[strongest]:+.4g} to {found.high[strongest]:+.4g} | {found.inclusion[strongest]:.1%} |" in text
     assert "interval" not in report(chosen)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_score_that_is_no_rise_of_the_loss_is_not_called_one(method):
+    text = report(circuit(method=method))
+    assert ("A score is the estimated rise of the loss" in text) == (method not in {*UNSIGNED, "ensemble", "random"})
 
 
 def test_nothing_known_is_nothing_said():
