@@ -106,7 +106,9 @@ def _discover(arguments: argparse.Namespace) -> None:
         own = taken["metric"].default.name if "metric" in taken else ""
         usual = own if own == "kl_divergence" else metric.name  # KL for those that look for what does as the model does
         loss = METRICS[arguments.loss or arguments.metric or usual]
-        _say(f"{len(task)} {'pairs' if len(task) > 1 else 'pair'} of prompts such as {task.examples[0].clean!r} -> {task.examples[0].answer!r}")
+        example = task.examples[0]
+        _say(f"{len(task)} {'pairs' if len(task) > 1 else 'pair'} of prompts such as {example.clean!r} -> "
+             f"{example.answer!r}")
         measured: dict[str, Any] = {"ablation": arguments.ablation, "progress": sys.stderr.isatty()}
         measure(model, [], batches, metric, **measured)  # refuses a task that the model cannot do, before the work
         graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
