@@ -26,7 +26,7 @@ from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
 START = "mean_over_positions"
-RATE = 0.003  # of Adam, in units of each constant
+RATE = 0.03  # of Adam, in units of each constant
 
 
 def learn_ablation(
@@ -35,7 +35,7 @@ def learn_ablation(
     metric: Metric = METRICS["kl_divergence"],
     *,
     circuit: Circuit,
-    steps: int = 100,
+    steps: int = 200,
     learning_rate: float = RATE,
     prompts_per_step: int = 8,
     seed: int = 0,
@@ -54,7 +54,8 @@ def learn_ablation(
     backward pass of `SoftCircuit` on `prompts_per_step` prompts.
 
     It misleads where prompts are few: constants can spell out what these have in common, such as a frequent answer.
-    Measure on others. With all edges cut they are not the best for an empty circuit; learn those for themselves.
+    Measure on others. With few steps they are not optimal: try more. With all edges cut they are not the best for an
+    empty circuit; learn those for themselves.
     Raises `AcdcError` for a metric without gradient.
     """
     check_metric(metric)

@@ -125,7 +125,7 @@ def test_the_circuit_does_better_with_them(family, kv):
     model, batches = tiny(family), batches_of()
     circuit = some_circuit(model, kv=kv)
     before = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
-    learned = learn_ablation(model, batches, circuit=circuit, steps=60, learning_rate=0.03)
+    learned = learn_ablation(model, batches, circuit=circuit, steps=60)
     loss = loss_of(model, circuit, batches, learned)
     assert loss < 0.9 * loss_of(model, circuit, batches, "mean_over_positions")
     assert loss < loss_of(model, circuit, batches, "zero")  # constants as well
@@ -153,7 +153,7 @@ def test_with_all_cut_they_come_near_the_best_constant_logits(name):
     optimiser.step(loss)
     best = loss().item()
     start = loss_of(model, empty, batches, START)
-    learned = learn_ablation(model, batches, circuit=empty, steps=300, learning_rate=0.03)
+    learned = learn_ablation(model, batches, circuit=empty, steps=300)
     assert best - 1e-6 < loss_of(model, empty, batches, learned) < best + 0.02 * (start - best)
 
 
@@ -175,7 +175,7 @@ def test_positions_are_told_apart_by_what_is_kept_alone():
     model, batch = tiny("qwen2"), make_batch()
     graph = METHODS["random"](model, [batch], positions="each").graph
     circuit = Circuit(graph, np.random.default_rng(0).random(graph.n_edges) < 0.3)
-    learned = learn_ablation(model, [batch], circuit=circuit, steps=40, learning_rate=0.03)
+    learned = learn_ablation(model, [batch], circuit=circuit, steps=40)
     assert learned(batch).activations.final.shape[:2] == (1, 1)
     assert loss_of(model, circuit, [batch], learned) < 0.9 * loss_of(model, circuit, [batch], START)
 
