@@ -46,7 +46,7 @@ def test_scores_and_circuit_runs_are_the_naive_ones(model):
     change = torch.stack([(corrupted[src.name] - clean[src.name]).flatten() for src in graph.srcs])
     by_channel = torch.stack([gradient.flatten() for gradient in gradients])
     order = [list(leaves).index(channel.name) for channel in graph.channels]
-    expected = graph.from_matrix((change @ by_channel[order].T / len(batch)).numpy())
+    expected = graph.from_matrix((change @ by_channel[order].T / len(batch)).numpy()[:, :, None])
     scores = eap_ig(model, [batch], steps=1)
     np.testing.assert_allclose(scores.values, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 

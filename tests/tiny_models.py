@@ -1,5 +1,6 @@
 """Tiny random-weight models of every supported architecture, deterministic by name."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class NoEffect(nn.Module):
 
 def tiny_hf(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     """A random model whose biases, gains and weights are all far from their trivial initial values."""
-    hf = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[family]), dtype=torch.float32).eval()
     if family == "gpt2_compiled":
         hf.transformer.ln_f = nn.Identity()
         for i, block in enumerate(hf.transformer.h):
