@@ -195,10 +195,13 @@ class LiveState:
             return [], by
         kept, cut = self.kept[np.ix_(srcs, channels)], cuts.reads[:, channels]
         places = np.nonzero(kept.any((0, 2)) | cut.any((0, 2)))[0].tolist()
-        more = by.new_zeros(len(places), *cuts.values.shape[1:3], by.shape[3], by.shape[4])
-        for reads, values in ((kept[:, places], by), (cut[:, places], cuts.values[..., at, :])):
-            if reads.any():
-                more += sum_kept(values.new_tensor(reads.transpose(1, 0, 2)), values, self.cells)
+        if not places:
+            return [], by
+        more, *rest = (sum_kept(values.new_tensor(reads.transpose(1, 0, 2)), values, self.cells)
+                       for reads, values in ((kept[:, places], by), (cut[:, places], cuts.values[..., at, :]))
+                       if reads.any())
+        if rest:
+            more = more + rest[0]
         gone = ~np.asarray(self.kept[:, [channels[place] for place in places]].any(0))
         for i in np.nonzero(gone.any(1))[0].tolist():
             more[i] = self._where_all_is_cut(more[i], channels[places[i]], at, gone[i])
@@ -232,6 +235,8 @@ class LiveState:
         new = {letter: self._project(layer, letter, needed, ALL, cuts, trial, moved) for letter in ("k", "v")}
         for at in (ALL, LAST):
             heads = [h for h in needed if self.wide[first + h] == (at == ALL)]
+            if not heads:
+                continue
             new["q"] = self._project(layer, "q", heads, at, cuts, trial, moved)
             changed = {h for letter in LETTERS for h in new[letter]}
             dirty = [h for h in heads if h in changed or (self.post_norm and changed)]

@@ -33,7 +33,8 @@ from acdc.task import Batch, position_names
 from acdc.transformer import Transformer, frozen
 
 Matrix = Bool[np.ndarray, "src channel position"]
-FIRST_ROWS = 8  # cumulative removals in the first trial of a stage; doubled while all are accepted
+LOGITS_AT_ONCE = 2**18
+FIRST_ROWS = 12  # cumulative removals in the first trial of a stage; doubled while all are accepted
 
 
 def acdc(
@@ -134,6 +135,20 @@ def acdc_sweep(
             provenance = {"method": "acdc", "method_options": own, "metric": metric.name, "ablation": ablation}
             found.append(EdgeScores(graph, scores, provenance))
     return found
+
+
+def _row_losses(metric: Metric, rows: Float[Tensor, "row batch vocab"], batch: Batch,
+                reference: Float[Tensor, "batch vocab"]) -> Float[Tensor, "row batch"]:
+    """The loss of every row and prompt: many small rows at once, large ones one by one, as they fill the cache."""
+    size = max(1, LOGITS_AT_ONCE // reference.numel())
+    losses = []
+    for some in rows.split(size):
+        n = len(some)
+        tensors = (batch.clean, batch.corrupted, batch.answer, batch.wrong, reference)
+        *tokens, references = (x.expand(n, *x.shape).flatten(0, 1) for x in tensors)
+        of_all = metric.loss(some.flatten(0, 1), Batch(*tokens, examples=batch.examples * n), references)
+        losses.append(of_all.unflatten(0, some.shape[:2]))
+    return torch.cat(losses)
 
 
 @dataclass(frozen=True)
@@ -270,8 +285,6 @@ class _Search:
 
     def _losses(self, logits: Sequence[Float[Tensor, "row _ vocab"]]) -> Float[np.ndarray, " row"]:
         """The mean loss over all prompts, row by row."""
-        columns = [
-            torch.stack([self.metric.loss(row, state.batch, reference) for row in rows]).double()
-            for rows, state, reference in zip(logits, self.states, self.references, strict=True)
-        ]
+        columns = [_row_losses(self.metric, rows, state.batch, reference).double()
+                   for rows, state, reference in zip(logits, self.states, self.references, strict=True)]
         return torch.cat(columns, dim=1).mean(1).cpu().numpy()
