@@ -29,6 +29,7 @@ from acdc.task import Batch
 from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 
 MIB_RANKINGS: tuple[Rank, Rank] = ("signed", "magnitude")  # of CPR, of CMD
+N_EDGES = 123_211  # of SmolLM2
 SHOWN = (0.005, 0.01, 0.02, 0.05)
 SOUGHT = (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 
@@ -116,7 +117,7 @@ COLUMNS = ("method", "prompts", "loss", "ranked by", *(f"f at {fraction:.1%}" fo
            "smallest within 10% of 1", "seconds", "peak GiB")
 
 
-def cells(row: dict[str, Any], n_edges: int) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
     """One row as text."""
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.2f}"
@@ -124,10 +125,10 @@ def cells(row: dict[str, Any], n_edges: int) -> list[str]:
     at = [number(row["at"].get(str(fraction))) for fraction in SHOWN]
     if row["own"] is not None:
         size, f = row["own"]
-        at = [f"{f:.2f} at {size:,} ({size / n_edges:.2%})", *["–"] * (len(SHOWN) - 1)]
+        at = [f"{f:.2f} at {size:,} ({size / N_EDGES:.2%})", *["–"] * (len(SHOWN) - 1)]
     smallest = "none to 10%"
     if row["smallest"] is not None:
-        smallest = f"{row['smallest'][0]:,} ({row['smallest'][0] / n_edges:.2%}), f {row['smallest'][1]:.2f}"
+        smallest = f"{row['smallest'][0]:,} ({row['smallest'][0] / N_EDGES:.2%}), f {row['smallest'][1]:.2f}"
     elif row["own"] is not None:
         smallest = "–"
     return [row["name"], str(row["prompts"]), row["loss"], row["by"], *at, number(row["cpr"]), number(row["cmd"]),
@@ -154,7 +155,7 @@ def main() -> None:
                    str(arguments.held_out)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows[name] = json.loads(done.stdout.splitlines()[-1])
-        print(" | ".join(cells(rows[name], 123_211)), flush=True)
+        print(" | ".join(cells(rows[name])), flush=True)
         if arguments.results:
             write(arguments.results, arguments.held_out, {name: rows[name] for name in RUNS if name in rows})
 
@@ -162,15 +163,15 @@ def main() -> None:
 def write(folder: Path, held_out: int, rows: dict[str, dict[str, Any]]) -> None:
     write_table(
         folder, "methods", title="Every method on prompts that it has not seen",
-        about="SmolLM2 (123,211 edges), IOI, resample ablation. Circuits are found on prompts of seed 0, measured on "
-              f"{held_out} others, of seed 1, by logit difference: f is the faithfulness of the strongest edges by the "
-              "ranking named. CPR ranks by signed score, CMD by |score|, on MIB's ten sizes. The smallest circuit "
+        about=f"SmolLM2 ({N_EDGES:,} edges), IOI, resample ablation. Circuits are found on prompts of seed 0, measured "
+              f"on {held_out} others, of seed 1, by logit difference: f is the faithfulness of the strongest edges by "
+              "the ranking named. CPR ranks by signed score, CMD by |score|, on MIB's ten sizes. The smallest circuit "
               "within 10% of 1 is sought at 0.25% to 10% of the edges. Seconds are of discovery; peak memory includes "
               "the model (1 GiB). A search with a threshold has one circuit. A row is one run: other draws of prompts "
               "move f by some 0.05 to 0.1.",
         command="python -m acdc.benchmarks.methods --results benchmarks/results",
         parameters={"held_out": held_out, "runs": rows}, columns=COLUMNS,
-        rows=[cells(row, 123_211) for row in rows.values()],
+        rows=[cells(row) for row in rows.values()],
     )
 
 

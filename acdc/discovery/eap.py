@@ -6,8 +6,7 @@ Source: Syed, Rager & Conmy 2023 (arXiv 2310.10348); sign and clean-run gradient
 from collections.abc import Sequence
 
 from acdc.circuit import EdgeScores
-from acdc.discovery.gradients import attribute
-from acdc.errors import AcdcError
+from acdc.discovery.gradients import attribute, check_clean_gradient
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch
@@ -31,10 +30,6 @@ def eap(
     corrupting the edge alone does to the loss. Cost a batch: two forward passes, one backward. It misleads where the
     loss saturates: the gradient vanishes though the edge matters (then use `eap_ig`).
     """
-    if metric.reads_reference:
-        raise AcdcError(
-            f"metric {metric.name!r} is at its minimum on the clean run, where EAP takes its gradient: every score "
-            "would be 0. Use eap_ig with this metric, or EAP with logit_difference"
-        )
+    check_clean_gradient(metric, "EAP", "Use eap_ig with this metric, or EAP with logit_difference")
     return attribute(model, batches, metric, points=[1.0], kv=kv, positions=positions, ablation=ablation,
                      per_prompt=per_prompt, progress=progress, provenance={"method": "eap", "method_options": {}})

@@ -74,7 +74,6 @@ def edge_pruning(
         start = None  # all masks start open
     open_at_first = 1.0 if start is None else max(OPEN_AT_FIRST, 1 - sparsity)
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup, constraint, open_at_first)
-    training.check()
     check_metric(metric)
     graph = model.graph(kv, position_names(batches, positions))
     if isinstance(start, str):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from acdc.circuit import EdgeScores
-from acdc.discovery.gradients import attribute
+from acdc.discovery.gradients import attribute, check_clean_gradient
 from acdc.discovery.rules import Rules, backward, check_rules
 from acdc.errors import AcdcError
 from acdc.graph import KV
@@ -46,11 +46,7 @@ def gim(
     many heads and gates are damped at each, against those along the residual stream. Raises `AcdcError` for metrics
     without gradient on the clean run, and a temperature that is not positive.
     """
-    if metric.reads_reference:
-        raise AcdcError(
-            f"metric {metric.name!r} is at its minimum on the clean run, where GIM takes its gradient: every score "
-            "would be 0. Use eap_ig with this metric, or GIM with logit_difference"
-        )
+    check_clean_gradient(metric, "GIM", "Use eap_ig with this metric, or GIM with logit_difference")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise AcdcError(f"temperature={temperature}: it must be a positive number; 1 is the softmax's own gradient")
     if not math.isfinite(gate):

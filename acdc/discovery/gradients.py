@@ -143,6 +143,15 @@ def _of_edges(graph: Graph, products: Float[np.ndarray, "prompt position src cha
     return scores
 
 
+def check_clean_gradient(metric: Metric, method: str, remedy: str) -> None:
+    """Refuses a metric that compares with the clean run to a method that takes its gradient there."""
+    if metric.reads_reference:
+        raise AcdcError(
+            f"metric {metric.name!r} is at its minimum on the clean run, where {method} takes its gradient: every "
+            f"score would be 0. {remedy}"
+        )
+
+
 def check_start(method: str, model: Transformer, ablation: str) -> None:
     """Refuses a method that takes a gradient at the replaced input, point 0, where that is 0 and read by norms."""
     if ablation == "zero" and any(norm.eps is not None for norm in model.anatomy.norms):

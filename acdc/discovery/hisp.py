@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from acdc.circuit import EdgeScores
-from acdc.discovery.gradients import batch_scores, products_at_points
+from acdc.discovery.gradients import batch_scores, check_clean_gradient, products_at_points
 from acdc.discovery.node_attribution import lifted
-from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_names
@@ -46,11 +45,8 @@ def hisp(
     adds up here. Normalised, it makes the nodes of a layer that does not matter as large as any. About edges it
     misleads as `node_attribution` does. Raises `AcdcError` for metrics without gradient on the clean run.
     """
-    if metric.reads_reference:
-        raise AcdcError(
-            f"metric {metric.name!r} is at its minimum on the clean run, where HISP takes its gradient: every score "
-            "would be 0. Use node_attribution with steps for this metric, or HISP with logit_difference"
-        )
+    remedy = "Use node_attribution with steps for this metric, or HISP with logit_difference"
+    check_clean_gradient(metric, "HISP", remedy)
     graph = model.graph(kv, position_names(batches, positions))
     importance = np.zeros((len(graph.srcs), graph.n_positions))
     products = partial(products_at_points, points=[1.0])

@@ -88,7 +88,7 @@ class Training:
     constraint: str = "budget"
     open_at_first: float = 1.0
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         for name in ("steps", "prompts_per_step"):
             if getattr(self, name) < 1:
                 raise AcdcError(f"{name}={getattr(self, name)}: it must be at least 1")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from acdc.circuit import EdgeScores
 from acdc.discovery.eap import eap
 from acdc.discovery.eap_ig import eap_ig
-from acdc.errors import AcdcError
+from acdc.discovery.gradients import check_clean_gradient
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch
@@ -48,11 +48,7 @@ def node_attribution(
     `eap` or `eap_ig` does.
     """
     if steps is None:
-        if metric.reads_reference:
-            raise AcdcError(
-                f"metric {metric.name!r} is at its minimum on the clean run, where node_attribution takes its "
-                "gradient without steps: every score would be 0. Give it steps, or use logit_difference"
-            )
+        check_clean_gradient(metric, "node_attribution without steps", "Give it steps, or use logit_difference")
         edges = eap(model, batches, metric, ablation=ablation, kv=kv, positions=positions, progress=progress)
     else:
         edges = eap_ig(model, batches, metric, steps=steps, ablation=ablation, kv=kv, positions=positions,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from acdc.circuit import EdgeScores
-from acdc.discovery.gradients import attribute
+from acdc.discovery.gradients import attribute, check_clean_gradient
 from acdc.discovery.rules import Rules, backward, check_rules
-from acdc.errors import AcdcError, unknown_name
+from acdc.errors import unknown_name
 from acdc.graph import KV
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch
@@ -49,11 +49,7 @@ def relp(
     far from 0: f(x) / x is the mean slope between 0 and x, not between the replaced x and x. Raises `AcdcError` for
     metrics without gradient on the clean run, and for activation functions that are not 0 at 0.
     """
-    if metric.reads_reference:
-        raise AcdcError(
-            f"metric {metric.name!r} is at its minimum on the clean run, where RelP takes its gradient: every score "
-            "would be 0. Use eap_ig with this metric, or RelP with logit_difference"
-        )
+    check_clean_gradient(metric, "RelP", "Use eap_ig with this metric, or RelP with logit_difference")
     if pattern not in PATTERN:
         raise unknown_name("pattern", pattern, PATTERN)
     rules = Rules(constant_scale=True, identity_act=True, gate=0.5, constant_pattern=pattern == "constant")

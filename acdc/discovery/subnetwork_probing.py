@@ -53,7 +53,6 @@ def subnetwork_probing(
     nodes that are kept tie, or nearly, however little some carry; so a small circuit keeps many edges for nothing.
     """
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup)
-    training.check()
     check_metric(metric)
     graph = model.graph(kv, position_names(batches, positions))
     record = {"method": "subnetwork_probing", "method_options": asdict(training), "metric": metric.name,

@@ -60,7 +60,6 @@ def ugs(
     circuit with constants of its own, `learn_ablation(model, batches, circuit=scores.top(n, by="magnitude"))`.
     """
     training = Training(steps, sparsity, learning_rate, prompts_per_step, seed, warmup)
-    training.check()
     check_metric(metric)
     graph = model.graph(kv, position_names(batches, positions))
     record = {"method": "ugs", "method_options": asdict(training), "metric": metric.name, "ablation": ablation}

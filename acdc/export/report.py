@@ -254,10 +254,11 @@ def _strongest(circuit: Circuit, uncertainty: Uncertainty | None, n_edges: int, 
     scored = circuit.scores is not None
     if n_edges and circuit.n_edges:
         columns = ["Score", "Edge"] if scored else ["Edge"]
-        rows = [[*row[:-1], code(row[-1])] for row in edge_rows(circuit, n_edges)]
+        strongest = edge_rows(circuit, n_edges)
+        rows = [[*row[:-1], code(row[-1])] for row in strongest]
         if uncertainty is not None:
             columns += [f"{LEVEL:.0%} interval", "In draws of the prompts"]
-            for row, (*_, name) in zip(rows, edge_rows(circuit, n_edges), strict=True):
+            for row, (*_, name) in zip(rows, strongest, strict=True):
                 edge = circuit.graph.edge(name)
                 row += [f"{uncertainty.low[edge]:+.4g} to {uncertainty.high[edge]:+.4g}",
                         f"{uncertainty.inclusion[edge]:.1%}"]

@@ -79,6 +79,11 @@ def test_templates_are_split():
         own = EdgeScores(GRAPH, scores.per_prompt[rows].mean(0).astype(np.float64)).top(9, by="magnitude").kept
         assert (split.n_prompts, split.overlap) == (len(rows), pytest.approx((own & kept).sum() / 9))
         assert split.overlap < split.by_chance + 0.35 and 0 < split.by_chance < 1
+    rng = np.random.default_rng(0)
+    drawn = [[rng.choice(12, n, replace=False) for _ in range(20)] for n in (4, 8)]
+    by_chance = [np.mean([(EdgeScores(GRAPH, scores.per_prompt[rows].mean(0).astype(np.float64)).top(
+        9, by="magnitude").kept & kept).sum() / 9 for rows in draws]) for draws in drawn]
+    assert [split.by_chance for split in found.templates] == pytest.approx(by_chance[::-1])
     assert [split.template for split in found.templates] == ["b", "a"]
     whole = bootstrap(scores, size=9, by="magnitude", templates=["a"] * 11 + ["b"], n_resamples=2).templates[0]
     assert whole.by_chance > found.templates[1].by_chance  # 11 of 12 prompts say nearly what 12 do, 4 do not
