@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import acdc.cli
 from acdc.architectures import ARCHITECTURES
-from acdc.cli import OUTPUTS, main
+from acdc.cli import main
+from acdc.commands.discover import OUTPUTS
 from acdc.discovery import METHODS, masks
 from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = ("errors", "output_folder", "graph", "circuit", "task", "metrics", "architectures", "transformer",
          "activations", "ablation", "positions", "live", "soft_circuit", "learning", "patching", "optimal_ablation",
          "live_state", "resume", "packaged", "models", "discovery", "evaluation", "annotation", "export", "arguments",
-         "cli")
+         "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "export"}  # for export
 EFFECTS = """
@@ -104,7 +104,7 @@ def test_imports_go_down(module):
     assert own in ORDER, f"{module}: say in ORDER which layer {own!r} is"
     for name in filter(below_acdc, imports_of(module)):
         if layer(name) == "tasks":
-            assert own in ("arguments", "cli"), f"{module} imports {name}: only the command line knows the tasks"
+            assert own in ("arguments", "commands"), f"{module} imports {name}: only the command line knows the tasks"
         else:
             assert layer(name) in ORDER[: ORDER.index(own) + 1], f"{module} imports {name}, which lies above it"
 

@@ -1,0 +1,67 @@
+"""`acdc evaluate`: measures a saved circuit, on its own prompts or on others."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from acdc.arguments import add_saved, choose
+from acdc.errors import AcdcError
+from acdc.output_folder import write_file
+
+from .loading import load_again, read_circuit
+from .printing import curve_lines, exceeds_text
+
+HELP = "measure a saved circuit, on its own prompts or on others"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_saved(parser)
+    parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR and CMD")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
+    from acdc.metrics import METRICS
+
+    circuit = read_circuit(arguments.circuit)
+    if arguments.curve and circuit.scores is None:
+        raise AcdcError(f"{arguments.circuit} has no scores, so there is no curve over sizes; leave out --curve")
+    model, task, batches = load_again(arguments, circuit, circuit.provenance)
+    metric = choose("metric", arguments.metric, METRICS)
+    ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+    measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
+    result = faithfulness(model, circuit, batches, metric, **measured)
+    curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
+              for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
+    print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
+          f"(seed {arguments.seed}), {arguments.ablation} ablation")
+    print(f"{metric.name}: {result.full:.4f} full, {result.circuit:.4f} circuit, {result.empty:.4f} all cut")
+    print(f"faithfulness {result.faithfulness:.4f}{exceeds_text(result.faithfulness)}")
+    print("".join(curve_lines(curves)), end="")
+    if arguments.out:
+        record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
+                  "curves": [{"by": curve.by, "cpr": curve.cpr, "cmd": curve.cmd,
+                              "points": [vars(point) for point in curve.points]} for curve in curves]}
+        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
+        print(f"written to {arguments.out}")
+
+
+def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: Any) -> Any:
+    """The constants with which the circuit does best on the prompts that it was found with."""
+    from acdc.models import check_prompts
+    from acdc.optimal_ablation import learn_ablation
+    from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
+
+    known = circuit.provenance
+    for key, kind in (("task_source", str), ("n_prompts", int), ("seed", int)):
+        if not isinstance(known.get(key), kind):
+            raise AcdcError(f"{arguments.circuit} does not say by its {key} which prompts it was found with, on which "
+                            "the constants would be learned; in Python, learn_ablation takes any prompts")
+    task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"])
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    check_prompts(model, batches)
+    others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""
+    print("optimal ablation: one constant a node, learned by kl_divergence on the "
+          f"{len(task)} prompts that the circuit was found with{others}")
+    return learn_ablation(model, batches, circuit=circuit, progress=sys.stderr.isatty())

@@ -1,0 +1,81 @@
+"""What a command works on: the model, the task and its batches that the arguments or a saved circuit name."""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acdc.arguments import check_measuring
+from acdc.errors import AcdcError
+
+from .printing import say
+
+
+def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The model, the task and its batches that the arguments ask for."""
+    import transformers
+
+    from acdc.models import check_prompts, load_model
+    from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
+
+    check_measuring(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    say(f"loading {arguments.model}")
+    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    task = load_task(arguments.task, model.tokenizer, n=arguments.prompts, seed=arguments.seed)
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    check_prompts(model, batches)
+    return model, task, batches
+
+
+def load_again(arguments: argparse.Namespace, circuit: Any, known: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The model, the task and its batches for a saved circuit; what was not given is taken from `known`."""
+    from acdc.models import weights_hash
+    from acdc.patching import check_graph
+
+    _complete(arguments, known)
+    if arguments.out and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
+        what = "that is a folder" if arguments.out.is_dir() else f"{arguments.out.parent} is not a folder"
+        raise AcdcError(f"cannot write to {arguments.out}: {what}; give --out a file in a folder that exists")
+    model, task, batches = load(arguments)
+    check_graph(model, circuit.graph)
+    if "model_sha256" in known and not arguments.other_weights and weights_hash(model) != known["model_sha256"]:
+        raise AcdcError(
+            f"the circuit was found in {known.get('model')!r} ({known.get('dtype')}) with other weights than "
+            f"{arguments.model!r} ({arguments.dtype}) has: their sha256 is not {known['model_sha256']!r}. Give that "
+            "model, or --other-weights to compare checkpoints"
+        )
+    if arguments.task == known.get("task_source") and known.get("task_sha256") != task.provenance.get("sha256"):
+        say(f"note: {arguments.task} is not as it was when the circuit was found")
+    return model, task, batches
+
+
+def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
+    """Takes what was not given from the circuit. How many prompts holds for its own task only."""
+    if arguments.task is not None and getattr(arguments, "prompts", None) is None:
+        known = {**known, "n_prompts": None}
+    for name, key in (("model", "model"), ("task", "task_source"), ("metric", "metric"), ("ablation", "ablation"),
+                      ("prompts", "n_prompts"), ("seed", "seed"), ("dtype", "dtype")):
+        if getattr(arguments, name, None) is None:
+            if key not in known:
+                raise AcdcError(f"{arguments.circuit} does not say its {name}; give --{name}")
+            kind = int if name in ("prompts", "seed") else str
+            if not isinstance(known[key], kind) and not (name == "prompts" and known[key] is None):
+                raise AcdcError(f"{arguments.circuit}: {key} is {known[key]!r}, not {kind.__name__}; give --{name}")
+            setattr(arguments, name, known[key])
+
+
+def read_circuit(path: Path) -> Any:
+    from acdc.export.json_file import circuit_from_json
+
+    path = path / "circuit.json" if path.is_dir() else path
+    try:
+        return circuit_from_json(path.read_text(encoding="utf-8"), source=str(path))
+    except FileNotFoundError as error:
+        remedy = "give the circuit.json, or the folder, that discover wrote"
+        raise AcdcError(f"no circuit file {str(path)!r}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise AcdcError(f"{path} is not a circuit file: it is not UTF-8 text") from error
