@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, models, show, tasks
+from . import calibrate, compare, discover, evaluate, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "compare": compare,
     "show": show,
     "tasks": tasks,
     "models": models,
