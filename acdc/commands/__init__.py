@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from . import calibrate, compare, discover, evaluate, models, show, tasks
+from . import calibrate, compare, discover, evaluate, export, import_circuit, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
@@ -10,6 +10,8 @@ COMMANDS: dict[str, ModuleType] = {
     "calibrate": calibrate,
     "compare": compare,
     "show": show,
+    "export": export,
+    "import": import_circuit,
     "tasks": tasks,
     "models": models,
 }
