@@ -229,9 +229,9 @@ def test_evaluate_gives_what_discover_gave(given, tmp_path):
     assert (record["n_edges"], record["n_prompts"]) == (given.circuit.n_edges, 5)
     for measured, by in zip(record["curves"], ("magnitude", "signed"), strict=True):
         curve = faithfulness_curve(given.model, given.scores, given.batches, by=by)
-        assert (measured["by"], measured["cpr"], measured["cmd"]) == (by, curve.cpr, curve.cmd)
-        assert measured["points"] == [vars(point) for point in curve.points]
-        assert f"{curve.cpr:.3f}" in out
+        assert measured == curve.summary()
+        for value in vars(curve.areas()).values():
+            assert f"{value:.3f}" in out
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
     at_once, _, _ = run("evaluate", given.base / "found" / "circuit.json", "--out", tmp_path / "e.json")
     again = json.loads((tmp_path / "e.json").read_text())

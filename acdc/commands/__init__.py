@@ -2,13 +2,16 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, models, show, tasks
+from . import calibrate, compare, discover, evaluate, export, import_circuit, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "compare": compare,
     "show": show,
+    "export": export,
+    "import": import_circuit,
     "tasks": tasks,
     "models": models,
 }

@@ -272,6 +272,7 @@ def _model_and_task(arguments: argparse.Namespace, model: Any, task: Any) -> dic
         "model": arguments.model,
         "model_sha256": weights_hash(model),
         "dtype": arguments.dtype,
+        "d_model": model.hf.get_input_embeddings().weight.shape[1],
         "task": task.name,
         "task_source": str(Path(arguments.task).resolve()) if is_file else arguments.task,
         "task_description": task.description,

@@ -17,7 +17,8 @@ HELP = "measure a saved circuit, on its own prompts or on others"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
-    parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR and CMD")
+    parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR, CMD and areas over "
+                        "log size and of small circuits")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,8 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     print("".join(curve_lines(curves)), end="")
     if arguments.out:
         record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
-                  "curves": [{"by": curve.by, "cpr": curve.cpr, "cmd": curve.cmd,
-                              "points": [vars(point) for point in curve.points]} for curve in curves]}
+                  "curves": [curve.summary() for curve in curves]}
         write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
         print(f"written to {arguments.out}")
 

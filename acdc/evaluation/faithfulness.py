@@ -86,7 +86,7 @@ def faithfulness_curve(
         CurvePoint(fraction, size, mean, (mean - empty) / (full - empty))
         for fraction, size, mean in zip(fractions, sizes, means, strict=True)
     ]
-    return Curve(by, metric.name, full, empty, values.shape[1], tuple(points))
+    return Curve(by, metric.name, full, empty, values.shape[1], tuple(points), scores.graph.n_edges)
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,28 @@ def curve_figure(curves: Sequence[Curve], *, chosen: CurvePoint | None = None,
     """Faithfulness against the fraction of edges kept (log scale), a line a curve.
 
     A line marks f = 1, the full model, a band f = 0.9 to 1.1, a ring the `chosen` circuit. CPR and CMD in the
-    legend are areas over the *linear* fraction, not areas of this picture. Where a curve spans more than 5, the axis
-    is compressed beyond -0.5 and 1.5, and says so. Points without a finite faithfulness are left out.
+    legend are areas over the *linear* fraction asked for; the means over this axis are areas of this picture. Circuits
+    smaller than asked for are drawn where they are. Where a curve spans more than 5, the axis is compressed beyond
+    -0.5 and 1.5, and says so. Points without a finite faithfulness are left out.
     """
     if not any(curve.points for curve in curves):
         raise AcdcError("there is no point to draw: give at least one curve with one point")
+    legends = [_legend(curve) for curve in curves]
+    if any(curve.stops_short for curve in curves):
+        total = max(curve.n_graph_edges or 0 for curve in curves)
+        curves = [replace(curve, points=tuple(_placed(p, total) for p in curve.points)) for curve in curves]
+        chosen = None if chosen is None else _placed(chosen, total)
     figure = Figure(figsize=(6.5, 4.4), facecolor="white")
     axes = figure.add_axes((0.12, 0.29, 0.83, 0.59))
     axes.set_xscale("log")
     axes.axhspan(0.9, 1.1, color="#009E73", alpha=0.13, lw=0, label="f = 1 (the full model) ± 10%")
     axes.axhline(1, color="#009E73", lw=1)
     axes.axhline(0, color="#BBBBBB", lw=0.8, zorder=1)
-    for curve in curves:
+    for curve, legend in zip(curves, legends, strict=True):
         colour, marker, line = STYLES[curve.by]
         drawn = _drawable(curve.points)
         axes.plot([p.fraction for p in drawn], [p.faithfulness for p in drawn], color=colour, marker=marker, ms=4,
-                  ls=line, lw=1.6, label=_legend(curve))
+                  ls=line, lw=1.6, label=legend)
     if chosen is not None and _drawable([chosen]):
         axes.axvline(chosen.fraction, color="#333333", lw=0.8, ls=":", zorder=1)
         axes.plot([chosen.fraction], [chosen.faithfulness], ls="", marker="o", ms=10, mfc="none", mec="#333333",
@@ -55,8 +62,16 @@ def _drawable(points: Sequence[CurvePoint]) -> list[CurvePoint]:
     return [point for point in points if point.fraction > 0 and np.isfinite(point.faithfulness)]
 
 
+def _placed(point: CurvePoint, total: int) -> CurvePoint:
+    """The point at the share of edges that it keeps."""
+    return replace(point, fraction=point.n_edges / total)
+
+
 def _legend(curve: Curve) -> str:
     areas = f":  CPR {curve.cpr:.3f},  CMD {curve.cmd:.3f}" if len(curve.points) > 1 else ""
+    means = curve.areas(achieved=curve.stops_short)
+    if means.log_f is not None:
+        areas += f"\n    mean over this axis:  f {means.log_f:.3f},  |1 - f| {means.log_distance:.3f}"
     return f"ranked by {'signed score' if curve.by == 'signed' else '|score|'}{areas}"
 
 

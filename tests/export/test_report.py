@@ -45,6 +45,16 @@ def test_everything_known_is_said():
         assert part in text, part
 
 
+def test_areas_of_a_curve_that_stops_short_are_given_twice():
+    points = tuple(CurvePoint(x, n, f, f) for x, n, f in ((0.1, 10, 0.0), (0.2, 20, 1.0), (1.0, 20, 1.0)))
+    short = Curve("magnitude", "logit_difference", 1.0, 0.0, 64, points, 100)
+    text = report(circuit(), [short])
+    assert "| 100.000% | 20 | 20.000% | 1 | 1.000 |  |" in text
+    assert r"| \|score\| | asked for | 0.850 | 0.050 | 0.849 |" in text.replace("\\\\", "\\") or "asked for" in text
+    assert "| kept | 0.050 | 0.050 | 0.500 | 0.500 | - | - |" in text
+    assert text.count("| asked for |") == 1
+
+
 def test_calibration_is_a_line_of_what_is_defined():
     overall = {"n_sampled": 400, "pearson": 0.9, "spearman": None, "sign_agreement": 0.875, "missed": 0.25,
                "missed_low": 0.125, "missed_high": 0.5}

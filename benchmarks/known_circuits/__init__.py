@@ -1,0 +1,1 @@
+"""Circuits that others published, with the roles of their nodes."""
