@@ -15,13 +15,37 @@ from typing import Any
 from acdc.errors import AcdcError, unknown_name
 from acdc.task import Task, Tokenizer
 
-from . import file, induction, ioi
+from . import (
+    acronym,
+    arithmetic,
+    capitals,
+    colored_objects,
+    docstring,
+    file,
+    gendered_pronoun,
+    greater_than,
+    hypernymy,
+    induction,
+    ioi,
+    mcqa,
+    subject_verb_agreement,
+)
 
 TaskBuilder = Callable[..., Task]
 
 TASKS: dict[str, TaskBuilder] = {
     "ioi": ioi.ioi,
+    "greater_than": greater_than.greater_than,
+    "docstring": docstring.docstring,
+    "gendered_pronoun": gendered_pronoun.gendered_pronoun,
+    "subject_verb_agreement": subject_verb_agreement.subject_verb_agreement,
+    "capitals": capitals.capitals,
     "induction": induction.induction,
+    "arithmetic": arithmetic.arithmetic,
+    "mcqa": mcqa.mcqa,
+    "colored_objects": colored_objects.colored_objects,
+    "acronym": acronym.acronym,
+    "hypernymy": hypernymy.hypernymy,
 }
 
 

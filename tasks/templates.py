@@ -37,10 +37,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Different:
-    """Slots that are filled with different words of one list, in every order."""
+    """Slots that are filled with different words of one list, in every order.
 
-    slots: tuple[str, ...]
-    words: Sequence[str]
+    A word may bring others with it: then it is a row, and each slot stands for as many, such as a word and its initial.
+    """
+
+    slots: tuple[str | tuple[str, ...], ...]
+    words: Sequence[str | tuple[str, ...]]
 
     def count(self) -> int:
         return perm(len(self.words), len(self.slots))
@@ -51,7 +54,14 @@ class Different:
             number, place = divmod(number, left)
             places.insert(0, place)
         words = list(self.words)
-        return {slot: words.pop(place) for slot, place in zip(self.slots, places, strict=True)}
+        fill: dict[str, str] = {}
+        for slots, place in zip(self.slots, places, strict=True):
+            fill |= zip(_row(slots), _row(words.pop(place)), strict=True)
+        return fill
+
+
+def _row(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else words
 
 
 @dataclass(frozen=True)
@@ -76,14 +86,15 @@ class Design:
     """What a task is, whatever the tokenizer, the seed and the templates.
 
     `choices`: what may fill the slots; all combinations are possible. `roles`: the occurrences whose tokens have a
-    role; "S1+1" is the token after S1. The last token always has the role `end`. `options`: what the builder was asked
+    role, or, where a role is called otherwise, {role: occurrence}; "S1+1" is the token after S1, "S1-1" the one before. The last token always
+    has the role `end`. `options`: what the builder was asked
     for, for the provenance.
     """
 
     name: str
     description: str
     source: str
-    roles: Sequence[str]
+    roles: Sequence[str] | Mapping[str, str]
     choices: Sequence[Rows | Different]
     complete: Complete
     metric: str = "logit_difference"
@@ -139,7 +150,8 @@ class Template:
         self.slots = {slot if slots.count(slot) == 1 else f"{slot}{slots[: i + 1].count(slot)}": slot
                       for i, slot in enumerate(slots)}  # by occurrence
         # A choice that fills no slot of this template has one filling.
-        self.counts = [choice.count() if set(choice.slots) & set(slots) else 1 for choice in design.choices]
+        self.counts = [choice.count() if {name for slot in choice.slots for name in _row(slot)} & set(slots) else 1
+                       for choice in design.choices]
         self.n_prompts = 1
         for count in self.counts:
             self.n_prompts *= count
@@ -150,8 +162,9 @@ class Template:
         self.length = len(token_ids(tokenizer, prompt))
         self.positions = {occurrence: token_position(tokenizer, prompt, starts[occurrence], fill[slot])
                           for occurrence, slot in self.slots.items()}
-        self.roles = {**{role: place for role in design.roles if (place := self._place(role)) is not None},
-                      "end": self.length - 1}
+        roles = design.roles if isinstance(design.roles, Mapping) else {role: role for role in design.roles}
+        places = {role: self._place(occurrence) for role, occurrence in roles.items()}
+        self.roles = {**{role: place for role, place in places.items() if place is not None}, "end": self.length - 1}
 
     def example(self, tokenizer: Tokenizer, number: int, rng: random.Random) -> Example:
         """The example with clean prompt `number`; what else is in the corrupted one may be drawn."""
@@ -161,9 +174,9 @@ class Template:
         return Example(clean, corrupted, pair.answer, pair.wrong, self.text, dict(self.roles))
 
     def _place(self, role: str) -> int | None:
-        """Where the token of a role is; None if this template lacks it."""
-        occurrence, _, after = role.partition("+")
-        return self.positions[occurrence] + int(after or 0) if occurrence in self.positions else None
+        """Where a token is, such as S1+1; None if this template lacks it."""
+        occurrence, shift = re.fullmatch(r"(\w+)([+-]\d+)?", role).groups(default="0")
+        return self.positions[occurrence] + int(shift) if occurrence in self.positions else None
 
     def _fill(self, number: int) -> dict[str, str]:
         fill: dict[str, str] = {}

@@ -24,6 +24,12 @@ def check_prompts_extend(tokenizer: Tokenizer) -> None:
         )
 
 
+def continues(tokenizer: Tokenizer, text: str, word: str) -> bool:
+    """Whether `word`, right after `text`, is one token."""
+    before, ids = token_ids(tokenizer, text), token_ids(tokenizer, text + word)
+    return ids[:-1] == before and tokenizer.decode(ids[-1:]).strip() == word.strip()
+
+
 def single_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> dict[str, int]:
     """The token of each word that is one token between other words; split and unknown words are left out."""
     start = token_ids(tokenizer, "to")
@@ -76,16 +82,18 @@ class Words:
     def take(self, kind: str, words: Sequence[str], *, at_least: int = 1, option: str = "") -> list[str]:
         """Those that are single tokens after a space. `option`: the argument by which a user passes others."""
         tokens = single_tokens(self.tokenizer, words)
-        return self._keep(kind, words, [word for word in dict.fromkeys(words) if word in tokens], at_least, option)
+        return self.keep(kind, words, [word for word in dict.fromkeys(words) if word in tokens], at_least, option)
 
     def take_rows(self, kind: str, rows: Sequence[tuple[str, ...]], *, at_least: int = 1,
                   option: str = "") -> list[tuple[str, ...]]:
         """Rows of words that belong together, such as a country and its capital: those with single tokens only."""
         tokens = single_tokens(self.tokenizer, dict.fromkeys(word for row in rows for word in row))
         usable = [row for row in dict.fromkeys(rows) if all(word in tokens for word in row)]
-        return self._keep(kind, rows, usable, at_least, option)
+        return self.keep(kind, rows, usable, at_least, option)
 
-    def _keep(self, kind: str, given: Sequence[Any], usable: list[Any], at_least: int, option: str) -> list[Any]:
+    def keep(self, kind: str, given: Sequence[Any], usable: Sequence[Any], at_least: int = 1,
+             option: str = "") -> list[Any]:
+        """The part asked for of the `usable` ones, words or rows, out of all those `given`."""
         split = [word for word in given if word not in usable]
         kept = self.held_out.of_words(usable)
         if len(kept) < at_least:
