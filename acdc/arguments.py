@@ -61,6 +61,9 @@ def add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> Non
         + "; evaluate: optimal too" * from_circuit)
     add("--prompts", None, "how many pairs of prompts", " (default: 32, or all of a file)", type=int)
     add("--seed", 0, "which prompts are drawn" + ("" if from_circuit else ", and which scores by random"), type=int)
+    add("--split", None, "take the prompts of one part of the task, train or test", " (default: all)")
+    add("--split-by", None, "what its two parts do not share: template or word",
+        " (default: template, where the task has templates)")
     add("--dtype", "float32", "float32, bfloat16 or float64")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -77,7 +80,7 @@ def check_measuring(arguments: argparse.Namespace) -> None:
 
     if arguments.task not in TASKS and not Path(arguments.task).is_file():
         known = unknown_name("task", arguments.task, TASKS)
-        raise AcdcError(f"{known}. It may be a .json, .jsonl or .csv file too, but there is no file of this name")
+        raise AcdcError(f"{known}. It may be a .json, .jsonl, .csv or .py file too, but there is no file of this name")
     if arguments.metric is not None:
         choose("metric", arguments.metric, METRICS)
     if arguments.ablation != "optimal" or arguments.command != "evaluate":

@@ -12,6 +12,7 @@ from acdc.errors import AcdcError, unknown_name
 from acdc.metrics import METRICS
 from acdc.task import Example, Task, Tokenizer
 
+from .held_out import HeldOut
 from .words import token_ids
 
 REQUIRED = ("clean", "corrupted", "answer", "wrong")
@@ -22,7 +23,8 @@ Rows = Iterator[tuple[str, Any]]
 """Where each example stands in the file, to say so in an error, and what is there."""
 
 
-def task_from_file(path: str | Path, tokenizer: Tokenizer, *, n: int | None = None) -> Task:
+def task_from_file(path: str | Path, tokenizer: Tokenizer, *, n: int | None = None, split: str | None = None,
+                   by: str | None = None) -> Task:
     """The task in a file: its first `n` examples, or all.
 
     .json: a list of objects, or an object with `examples` (such a list) and optionally `name`, `description`
@@ -31,7 +33,7 @@ def task_from_file(path: str | Path, tokenizer: Tokenizer, *, n: int | None = No
     Each example has `clean`, `corrupted`, `answer` and `wrong`, all text, and may have `template` and, in JSON
     and JSONL, `roles`: {role: token position in the clean prompt, counted from 0, BOS included}. Other fields are
     ignored and listed in `provenance`. Whether prompts and answers suit the tokenizer is checked when batches are
-    made.
+    made. `split`: the examples of every second `template`, from the first (train) or the second (test).
 
         task = task_from_file("prompts.csv", tokenizer)
     """
@@ -46,6 +48,9 @@ def task_from_file(path: str | Path, tokenizer: Tokenizer, *, n: int | None = No
         ignored |= dict.fromkeys(key for key in row if key not in (*REQUIRED, "template", "roles"))
     if not examples:
         raise AcdcError(f"task file {path} holds no examples; at least one is needed")
+    held_out = HeldOut(split, by)
+    if held_out.part is not None:
+        examples = _part(path, examples, held_out)
     if n is not None and not 1 <= n <= len(examples):
         raise AcdcError(f"cannot take {n:,} examples: task file {path} holds {len(examples):,}. Ask for 1 to that")
     return Task(
@@ -56,9 +61,22 @@ def task_from_file(path: str | Path, tokenizer: Tokenizer, *, n: int | None = No
         source=path.name,
         provenance={
             "builder": "file", "file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "n": n,
-            "ignored_fields": list(ignored),
+            "ignored_fields": list(ignored), **held_out.provenance, "possible": len(examples),
         },
     )
+
+
+def _part(path: Path, examples: list[Example], held_out: HeldOut) -> list[Example]:
+    if held_out.by != "template":
+        raise AcdcError(f"task file {path} can only be split by template: it does not say which words fill its slots")
+    templates = list(dict.fromkeys(example.template for example in examples))
+    if len(templates) < 2:
+        raise AcdcError(
+            f"task file {path} cannot be split: its examples name {'one' if templates[0] else 'no'} `template`; at "
+            "least two are needed, of which train and test have every second one"
+        )
+    kept = held_out.of_templates(templates)
+    return [example for example in examples if example.template in kept]
 
 
 def _read(path: Path) -> bytes:

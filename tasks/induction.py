@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from acdc.errors import AcdcError
 from acdc.task import Example, Task, Tokenizer
 
+from .held_out import HeldOut
 from .words import check_prompts_extend, single_tokens, token_ids
 
 WORD = re.compile(r"([Ġ▁ ]?)([a-z]{4,})")  # how byte-level (Ġ) and SentencePiece (▁) vocabularies write " word"
@@ -22,8 +23,8 @@ class VocabularyTokenizer(Tokenizer, Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
 
-def induction(tokenizer: VocabularyTokenizer, *, n: int = 32, seed: int = 0, length: int = 12,
-              n_words: int = 1000) -> Task:
+def induction(tokenizer: VocabularyTokenizer, *, n: int = 32, seed: int = 0, split: str | None = None,
+              by: str | None = None, length: int = 12, n_words: int = 1000) -> Task:
     """Induction: in "... A B ... A", what followed A before follows it again -> B.
 
     A prompt is `length` random words, all different but for A, which is the last word too: nothing but the earlier
@@ -33,7 +34,7 @@ def induction(tokenizer: VocabularyTokenizer, *, n: int = 32, seed: int = 0, len
 
     Words are the first `n_words` of the vocabulary (the most frequent ones, in BPE vocabularies) that are single
     tokens after a space, of four or more letters a to z; the last ones may be beginnings of words. Each prompt is
-    checked to give exactly the tokens drawn.
+    checked to give exactly the tokens drawn. Without templates, its parts can only be split by word.
 
     Roles: A1 (the first A, the only position where clean and corrupted differ), B, end (the second A).
 
@@ -45,7 +46,10 @@ def induction(tokenizer: VocabularyTokenizer, *, n: int = 32, seed: int = 0, len
     check_prompts_extend(tokenizer)
     if length < MIN_LENGTH:
         raise AcdcError(f"induction prompts of {length} words: at least {MIN_LENGTH} are needed")
-    tokens = _ordinary_words(tokenizer, n_words)
+    held_out = HeldOut(split, by or "word")
+    if held_out.by != "word":
+        raise AcdcError("induction has no templates, so it can only be split by word")
+    tokens = dict(held_out.of_words(list(_ordinary_words(tokenizer, n_words).items())))
     if len(tokens) < length:
         raise AcdcError(
             f"induction prompts of {length} words need as many different words that are single tokens; there are "
@@ -68,7 +72,8 @@ def induction(tokenizer: VocabularyTokenizer, *, n: int = 32, seed: int = 0, len
         examples=tuple(examples.values()),
         description=f"Induction: {length} random words, the last of which occurred before; what followed it then?",
         source="Elhage et al. 2021, transformer-circuits.pub/2021/framework; Olsson et al. 2022, arXiv 2209.11895",
-        provenance={"builder": "induction", "n": n, "seed": seed, "length": length, "n_words": n_words},
+        provenance={"builder": "induction", "n": n, "seed": seed, "length": length, "n_words": n_words,
+                    **held_out.provenance, "possible": possible},
     )
 
 

@@ -279,6 +279,8 @@ def _model_and_task(arguments: argparse.Namespace, model: Any, task: Any) -> dic
         "example": {key: getattr(example, key) for key in ("clean", "corrupted", "answer", "wrong")},
         "task_sha256": task.provenance.get("sha256"),
         "n_prompts": len(task),
+        "split": task.provenance.get("split"),
+        "split_by": task.provenance.get("by"),
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
         "versions": {"python": platform.python_version(),

@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from acdc.arguments import add_saved, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_circuit
+from .loading import load_again, read_circuit, refuse_python
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -36,13 +37,14 @@ def run(arguments: argparse.Namespace) -> None:
     curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
               for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
     print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
-          f"(seed {arguments.seed}), {arguments.ablation} ablation")
+          f"(seed {arguments.seed}{f', split {arguments.split}' if arguments.split else ''}), {arguments.ablation} "
+          "ablation")
     print(f"{metric.name}: {result.full:.4f} full, {result.circuit:.4f} circuit, {result.empty:.4f} all cut")
     print(f"faithfulness {result.faithfulness:.4f}{exceeds_text(result.faithfulness)}")
     print("".join(curve_lines(curves)), end="")
     if arguments.out:
         record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
-                  "curves": [curve.summary() for curve in curves]}
+                  "split": arguments.split, "curves": [curve.summary() for curve in curves]}
         write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
         print(f"written to {arguments.out}")
 
@@ -58,7 +60,10 @@ def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: 
         if not isinstance(known.get(key), kind):
             raise AcdcError(f"{arguments.circuit} does not say by its {key} which prompts it was found with, on which "
                             "the constants would be learned; in Python, learn_ablation takes any prompts")
-    task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"])
+    if known["task_source"] != str(Path(arguments.task).resolve()):
+        refuse_python(known["task_source"])
+    task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"],
+                     split=known.get("split"), by=known.get("split_by"))
     batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     check_prompts(model, batches)
     others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""

@@ -25,7 +25,8 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     say(f"loading {arguments.model}")
     model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    task = load_task(arguments.task, model.tokenizer, n=arguments.prompts, seed=arguments.seed)
+    task = load_task(arguments.task, model.tokenizer, n=arguments.prompts, seed=arguments.seed, split=arguments.split,
+                     by=arguments.split_by)
     batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     check_prompts(model, batches)
     return model, task, batches
@@ -54,7 +55,12 @@ def load_again(arguments: argparse.Namespace, circuit: Any, known: Mapping[str, 
 
 
 def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
-    """Takes what was not given from the circuit. How many prompts holds for its own task only."""
+    """Takes what was not given from the circuit. How many prompts, and of which part, holds for its own task only."""
+    for key in ("split", "split_by"):  # None: all prompts
+        if getattr(arguments, key, None) is None:
+            setattr(arguments, key, known.get(key) if arguments.task is None else None)
+    if arguments.task is None:
+        refuse_python(known.get("task_source"))
     if arguments.task is not None and getattr(arguments, "prompts", None) is None:
         known = {**known, "n_prompts": None}
     for name, key in (("model", "model"), ("task", "task_source"), ("metric", "metric"), ("ablation", "ablation"),
@@ -66,6 +72,15 @@ def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
             if not isinstance(known[key], kind) and not (name == "prompts" and known[key] is None):
                 raise AcdcError(f"{arguments.circuit}: {key} is {known[key]!r}, not {kind.__name__}; give --{name}")
             setattr(arguments, name, known[key])
+
+
+def refuse_python(source: Any) -> None:
+    """A circuit file, which may come from anybody, must not say which Python is run."""
+    if Path(str(source)).suffix.lower() == ".py":
+        raise AcdcError(
+            f"the circuit's prompts are made by a Python file, {source}, which is only run if you ask for it: give it "
+            "as --task"
+        )
 
 
 def read_circuit(path: Path) -> Any:

@@ -45,7 +45,8 @@ def test_seed_decides_everything(tokenizer):
     assert induction(tokenizer, seed=3) == induction(tokenizer, seed=3)
     assert induction(tokenizer, seed=3).examples != induction(tokenizer, seed=4).examples
     assert induction(tokenizer, n=9, seed=3, length=8).provenance == {
-        "builder": "induction", "n": 9, "seed": 3, "length": 8, "n_words": 1000}
+        "builder": "induction", "n": 9, "seed": 3, "length": 8, "n_words": 1000, "split": None, "by": None,
+        "possible": induction(tokenizer, length=8).provenance["possible"]}
 
 
 def test_n_words_bounds_the_vocabulary(tokenizer):

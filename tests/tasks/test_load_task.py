@@ -47,5 +47,5 @@ def test_files(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(AcdcError, match="unknown task 'iou'. Did you mean 'ioi'.*induction.*json, .jsonl or .csv"):
+    with pytest.raises(AcdcError, match="unknown task 'iou'. Did you mean 'ioi'.*induction.*json, .jsonl, .csv or .py"):
         load_task("iou", TOKENIZER)

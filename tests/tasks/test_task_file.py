@@ -60,7 +60,8 @@ def test_provenance(tmp_path):
     content = json.dumps({**EXAMPLE, "id": 7, "note": "x"})
     task = load(tmp_path, "mine.jsonl", content)
     assert task.provenance == {"builder": "file", "file": "mine.jsonl", "n": None, "ignored_fields": ["id", "note"],
-                               "sha256": hashlib.sha256(content.encode()).hexdigest()}
+                               "sha256": hashlib.sha256(content.encode()).hexdigest(), "split": None, "by": None,
+                               "possible": 1}
     assert task.examples == (Example(**EXAMPLE),) and task.source == "mine.jsonl"
 
 
