@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, models, show, tasks
+from . import benchmark, calibrate, discover, evaluate, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "benchmark": benchmark,
     "show": show,
     "tasks": tasks,
     "models": models,
