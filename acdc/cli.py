@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         return _fail("out of memory; give a smaller --batch-size, fewer --prompts, or --dtype bfloat16")
-    except KeyboardInterrupt:
-        return _fail("interrupted; no result was written", status=130)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted; no result was written", status=130)
     return 0
 
 

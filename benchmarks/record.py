@@ -10,13 +10,11 @@ was measured, the number with its unit, and what it means.
 import argparse
 import datetime
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from acdc.machine import machine
 
 INTRODUCTION = """# Measured results
 Each table holds the numbers of one run of one command on one machine; the file named under it holds the same, with all
@@ -25,18 +23,6 @@ number of processes that wanted a core when the run ended, the benchmark's own i
 says how the two sides did on that model, these prompts and that threshold, and nothing of others. This page is written
 by `python -m acdc.benchmarks.record benchmarks/results`.
 """
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, threads, load, versions."""
-    info = Path("/proc/cpuinfo")  # Linux only; elsewhere Python's own idea of the processor
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-             ] if info.exists() else []
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def row(what: str, value: int | float, unit: str, meaning: str) -> dict[str, Any]:
@@ -53,10 +39,12 @@ def write_record(folder: Path, name: str, *, title: str, about: str, command: st
 
 
 def write_table(folder: Path, name: str, *, title: str, about: str, command: str, parameters: dict[str, Any],
-                columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As `write_record`, for a table with columns of its own."""
-    record = {"title": title, "about": about, "command": command, "date": datetime.date.today().isoformat(),
-              "machine": machine(), "parameters": parameters, "columns": columns, "rows": rows}
+                columns: Sequence[str], rows: Sequence[Sequence[str]], date: str | None = None,
+                on: dict[str, Any] | None = None) -> None:
+    """As `write_record`, for a table with columns of its own. `date`, `on`: when and on which machine, if not now and
+    here."""
+    record = {"title": title, "about": about, "command": command, "date": date or datetime.date.today().isoformat(),
+              "machine": on or machine(), "parameters": parameters, "columns": columns, "rows": rows}
     text = json.dumps(record, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     write_page(folder)
@@ -72,7 +60,8 @@ def section(record: dict[str, Any], file: str) -> str:
     """One record as Markdown."""
     facts = ", ".join(f"{name} {value}" for name, value in record["machine"].items())
     lines = [record["columns"], ["---"] * len(record["columns"]), *record["rows"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
     return (f"## {record['title']}\n{record['about']}\n\n```sh\n{record['command']}\n```\n\n{table}\n\n"
             f"{record['date']}; {facts}. File: [{file}]({file})\n")
 

@@ -27,6 +27,7 @@ from acdc.ablation import prepare_ablation
 from acdc.benchmarks.record import row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.discovery.eap import eap
 from acdc.discovery.eap_ig import eap_ig
+from acdc.machine import peak_memory
 from acdc.models import load_model
 from acdc.patching import run_circuit
 from acdc.task import Batch
@@ -89,12 +90,6 @@ def matmul_rate() -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return 2 * 2048**3 / best / 1e9
-
-
-def peak_memory() -> float:
-    """GiB; Linux only. (getrusage's maximum would count the parent process, too.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def main() -> None:

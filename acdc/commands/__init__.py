@@ -2,13 +2,14 @@
 
 from types import ModuleType
 
-from . import calibrate, compare, discover, evaluate, export, import_circuit, models, show, tasks
+from . import benchmark, calibrate, compare, discover, evaluate, export, import_circuit, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "compare": compare,
+    "benchmark": benchmark,
     "show": show,
     "export": export,
     "import": import_circuit,

@@ -14,15 +14,11 @@ from .printing import say
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The model, the task and its batches that the arguments ask for."""
-    import transformers
-
     from acdc.models import check_prompts, load_model
     from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 
     check_measuring(arguments)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    quiet_libraries()
     say(f"loading {arguments.model}")
     model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     task = load_task(arguments.task, model.tokenizer, n=arguments.prompts, seed=arguments.seed, split=arguments.split,
@@ -30,6 +26,15 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     check_prompts(model, batches)
     return model, task, batches
+
+
+def quiet_libraries() -> None:
+    """What loads models says nothing of its own."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def load_again(arguments: argparse.Namespace, circuit: Any, known: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -1,18 +1,14 @@
 """Incremental ACDC against the ACDC of auto-circuit 1.0.1: one model, the same prompts, metric and threshold.
 
-    python -m acdc.benchmarks.peer_acdc --peer-python peer/bin/python --results benchmarks/results
+    python -m acdc.benchmarks.peers.decisions --peer-python peer/bin/python --results benchmarks/results
 
 `ENVIRONMENT` says how to make the peer's environment; it takes 2.4 GB. Without `--results` the numbers are only
 printed. What is compared, and what is not, is said in `ABOUT`, which goes into the record.
 """
 
 import argparse
-import json
-import os
 import random
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +20,7 @@ import torch
 
 from acdc.ablation import prepare_ablation
 from acdc.benchmarks.acdc_speed import random_gpt2  # pyright: ignore[reportMissingImports]
+from acdc.benchmarks.peers.side import ask  # pyright: ignore[reportMissingImports]
 from acdc.benchmarks.record import row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.circuit import Circuit, EdgeScores
 from acdc.discovery.acdc import acdc
@@ -58,21 +55,7 @@ diffuse, so this says nothing of which circuit is better."""
 
 def run_peer(python: str, model: Transformer, batch: Batch, orders: list[list[str]], threshold: float) -> Any:
     """What auto-circuit answers: one run for each order of the edges."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.hf.save_pretrained(Path(folder) / "model")
-        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        threads = torch.get_num_threads()
-        request.write_text(json.dumps({
-            "folder": str(Path(folder) / "model"), "clean": batch.clean.tolist(),
-            "corrupted": batch.corrupted.tolist(), "threshold": threshold, "threads": threads, "orders": orders,
-        }))
-        side = Path(__file__).with_name("auto_circuit_side.py")
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([python, "-W", "ignore", str(side), str(request), str(answer)], env=environment,
-                              stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"auto-circuit failed:\n{done.stderr[-3000:]}")
-        return json.loads(answer.read_text())
+    return ask(python, "auto_circuit_side.py", model, batch, orders=orders, threshold=threshold)
 
 
 def decide_in_order(model: Transformer, batch: Batch, order: Sequence[str], threshold: float) -> tuple[Circuit, float]:
@@ -207,7 +190,8 @@ def main() -> None:
         parameters = {key: value for key, value in vars(arguments).items() if key not in ("results", "peer_python")}
         options = " ".join(f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
                            for key, value in parameters.items() if value != parser.get_default(key))
-        command = f"{ENVIRONMENT}\npython -m acdc.benchmarks.peer_acdc --peer-python peer/bin/python {options}".strip()
+        command = (f"{ENVIRONMENT}\npython -m acdc.benchmarks.peers.decisions --peer-python peer/bin/python "
+                   f"{options}").strip()
         write_record(arguments.results, "peer_acdc", title="ACDC against auto-circuit's", about=ABOUT, command=command,
                      parameters=parameters, rows=rows)
 

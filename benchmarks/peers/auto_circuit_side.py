@@ -1,12 +1,12 @@
-"""The peer's side of `peer_acdc`: ACDC as auto-circuit 1.0.1 has it, run in an environment that holds auto-circuit.
+"""auto-circuit's side: its ACDC and its mask gradients (1.0.1), run in an environment that holds it.
 
     python auto_circuit_side.py request.json answer.json
 
 It imports nothing of acdc, and auto-circuit only when it runs. The request names a folder that `save_pretrained` wrote,
-prompts, a threshold, and orders of the edges; the answer says how far the logits are from HuggingFace's, and what each
-run kept, in acdc's names. Within a layer auto-circuit goes through edges in the order of a Python set, which no seed
-fixes before Python 3.12 (None is hashed by its address). Its sort by layer is stable, so a list in the set's place
-gives the order within each layer.
+prompts, and either a threshold with orders of the edges, or functions of the logits whose gradient is wanted. The
+answer says how far the logits are from HuggingFace's, and what each run kept or scored, in acdc's names. Within a layer
+auto-circuit goes through edges in the order of a Python set, which no seed fixes before Python 3.12 (None is hashed by
+its address). Its sort by layer is stable, so a list in the set's place gives the order within each layer.
 """
 
 import json
@@ -59,7 +59,6 @@ def name_of(edge: Any) -> str:
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
     from auto_circuit.data import PromptDataLoader, PromptDataset  # pyright: ignore[reportMissingImports]
-    from auto_circuit.prune_algos.ACDC import acdc_prune_scores  # pyright: ignore[reportMissingImports]
     from auto_circuit.utils.graph_utils import patchable_model  # pyright: ignore[reportMissingImports]
     from transformers import GPT2LMHeadModel
 
@@ -71,24 +70,40 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         difference = max(float((lens(tokens) - hf(tokens).logits).abs().max()) for tokens in (clean, corrupted))
     assert difference < LOGITS_TOLERANCE, f"TransformerLens' logits differ from HuggingFace's by {difference}"
     model = patchable_model(lens, factorized=True, slice_output="last_seq", separate_qkv=True)
-    answers = list(torch.zeros(len(clean), 1, dtype=torch.long))  # KL reads no answers
-    loader = PromptDataLoader(PromptDataset(clean, corrupted, answers, answers), seq_len=None, diverge_idx=0,
-                              batch_size=len(clean), shuffle=False)
+    answers, wrong = (list(torch.tensor(request[key])[:, None]) for key in ("answer", "wrong"))  # KL reads none
+    loader = PromptDataLoader(PromptDataset(clean, corrupted, answers, wrong), seq_len=None, diverge_idx=0,
+                              batch_size=request.get("batch_size", len(clean)), shuffle=False)
     edges = {name_of(edge): edge for edge in model.edges}
     assert len(edges) == model.n_edges
-    runs = []
-    for order in request["orders"]:
-        assert sorted(order) == sorted(edges), "the graphs have other edges"
-        model.edges = [edges[name] for name in order]
-        tried = [name_of(edge) for edge in sorted(model.edges, key=lambda edge: edge.dest.layer, reverse=True)]
-        start = time.perf_counter()
-        scores = acdc_prune_scores(model, loader, None, tao_exps=[0], tao_bases=[request["threshold"]])
-        seconds = time.perf_counter() - start
-        kept = [name for name in tried if torch.isinf(edges[name].prune_score(scores))]
-        runs.append({"seconds": seconds, "tried": tried, "kept": kept})
-        print(f"auto-circuit: {seconds:.1f} s, {len(kept):,} of {len(tried):,} edges kept", file=sys.stderr)
     versions = {name: version(name) for name in ("auto-circuit", "transformer-lens", "torch")}
-    return {"versions": versions, "logits_difference": difference, "runs": runs}
+    return {"versions": versions, "logits_difference": difference,
+            "runs": [decide(model, loader, edges, order, request["threshold"]) for order in request.get("orders", [])],
+            "scores": [gradients(model, loader, edges, function) for function in request.get("functions", [])]}
+
+
+def decide(model: Any, loader: Any, edges: dict[str, Any], order: list[str], threshold: float) -> dict[str, Any]:
+    """ACDC, going through the edges of a layer in the given order."""
+    from auto_circuit.prune_algos.ACDC import acdc_prune_scores  # pyright: ignore[reportMissingImports]
+
+    assert sorted(order) == sorted(edges), "the graphs have other edges"
+    model.edges = [edges[name] for name in order]
+    tried = [name_of(edge) for edge in sorted(model.edges, key=lambda edge: edge.dest.layer, reverse=True)]
+    start = time.perf_counter()
+    scores = acdc_prune_scores(model, loader, None, tao_exps=[0], tao_bases=[threshold])
+    seconds = time.perf_counter() - start
+    kept = [name for name in tried if torch.isinf(edges[name].prune_score(scores))]
+    print(f"auto-circuit: {seconds:.1f} s, {len(kept):,} of {len(tried):,} edges kept", file=sys.stderr)
+    return {"seconds": seconds, "tried": tried, "kept": kept}
+
+
+def gradients(model: Any, loader: Any, edges: dict[str, Any], function: str) -> dict[str, float]:
+    """The gradient at every edge's mask, with nothing cut, of the difference between the answers' logits or
+    probabilities (`function`): edge attribution patching."""
+    from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores  # pyright: ignore
+
+    scores = mask_gradient_prune_scores(model, loader, None, grad_function=function, answer_function="avg_diff",
+                                        mask_val=0.0)
+    return {name: float(edge.prune_score(scores)) for name, edge in edges.items()}
 
 
 def main() -> None:
