@@ -71,8 +71,6 @@ def add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> Non
 
 def check_measuring(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before a model is loaded, which takes seconds or minutes."""
-    import torch
-
     from acdc.ablation import check_name
     from acdc.metrics import METRICS
     from acdc.models import DTYPES
@@ -93,10 +91,16 @@ def check_measuring(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise AcdcError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    check_device(arguments.device)
+
+
+def check_device(device: str) -> None:
+    import torch
+
     try:
-        torch.zeros(1, device=arguments.device).item()
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise AcdcError(f"cannot use device {arguments.device!r}: {str(error).splitlines()[0]}") from error
+        raise AcdcError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:

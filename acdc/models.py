@@ -101,6 +101,20 @@ def _from_name(name: str, dtype: torch.dtype, *, with_tokenizer: bool) -> tuple[
     return hf.eval(), tokenizer
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a packaged model, hub name or folder, without its model."""
+    from transformers import AutoTokenizer  # slow to import: not before it is needed
+
+    try:
+        folder = packaged_model(name) if name in PACKAGED and not Path(name).is_dir() else name
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise AcdcError(
+            f"cannot load a tokenizer for {name!r} ({_reason(error)}). Give a packaged model ({', '.join(PACKAGED)}), "
+            "a hub name or a folder"
+        ) from error
+
+
 def _reason(error: Exception) -> str:
     """The first sentence of a message that may go on for pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

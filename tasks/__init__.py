@@ -39,6 +39,8 @@ TASKS: dict[str, TaskBuilder] = {
     "docstring": docstring.docstring,
     "gendered_pronoun": gendered_pronoun.gendered_pronoun,
     "subject_verb_agreement": subject_verb_agreement.subject_verb_agreement,
+    "agreement_relative": subject_verb_agreement.agreement_relative,
+    "agreement_prepositional": subject_verb_agreement.agreement_prepositional,
     "capitals": capitals.capitals,
     "induction": induction.induction,
     "arithmetic": arithmetic.arithmetic,

@@ -19,13 +19,14 @@ TEMPLATES = (
 WORDS = (
     "Academy", "Action", "Agency", "Area", "Art", "Bank", "Board", "Book", "Business", "Center", "Central", "Chief",
     "City", "Climate", "College", "Community", "Council", "Data", "Department", "Design", "Digital", "Education",
-    "Energy", "Environmental", "European", "Executive", "Family", "Federal", "Film", "Food", "Fund", "General", "Global",
-    "Government", "Group", "Health", "History", "Home", "House", "Human", "Image", "Industry", "Information", "Institute",
-    "International", "Island", "Journal", "Justice", "Kingdom", "Labor", "Land", "Language", "Law", "Library", "Local",
-    "Management", "Market", "Medical", "Museum", "Music", "National", "Network", "New", "Office", "Open", "Organization",
-    "Park", "People", "Power", "Program", "Public", "Quality", "Radio", "Research", "Review", "River", "Safety",
-    "School", "Science", "Security", "Service", "Social", "State", "System", "Technology", "Time", "Trade", "Union",
-    "United", "University", "Valley", "Video", "Village", "Visual", "Water", "Women", "World", "Yellow", "Young", "Youth",
+    "Energy", "Environmental", "European", "Executive", "Family", "Federal", "Film", "Food", "Fund", "General",
+    "Global", "Government", "Group", "Health", "History", "Home", "House", "Human", "Image", "Industry",
+    "Information", "Institute", "International", "Island", "Journal", "Justice", "Kingdom", "Labor", "Land",
+    "Language", "Law", "Library", "Local", "Management", "Market", "Medical", "Museum", "Music", "National",
+    "Network", "New", "Office", "Open", "Organization", "Park", "People", "Power", "Program", "Public", "Quality",
+    "Radio", "Research", "Review", "River", "Safety", "School", "Science", "Security", "Service", "Social", "State",
+    "System", "Technology", "Time", "Trade", "Union", "United", "University", "Valley", "Video", "Village",
+    "Visual", "Water", "Women", "World", "Yellow", "Young", "Youth",
 )
 
 

@@ -10,7 +10,7 @@ from .templates import Design, Fill, Pair, Rows, draw
 from .words import Words, continues
 
 EXAMPLES = ((2, 3, 4, 4), (5, 2, 3, 3), (1, 4, 6, 2), (7, 1, 2, 2), (3, 5, 1, 1), (4, 2, 1, 5))
-TEMPLATES = tuple(f"{a} + {b} = {a + b}, {c} + {d} = {c + d}, {{a}} + {{b}} =" for a, b, c, d in EXAMPLES)
+TEMPLATES = tuple(f"{a} + {b} = {a + b}, {c} + {d} = {c + d}, {{a}} {{operator}} {{b}} =" for a, b, c, d in EXAMPLES)
 SHOWN = {(a, b) for row in EXAMPLES for a, b in (row[:2], row[2:])}
 
 
@@ -19,8 +19,8 @@ def arithmetic(tokenizer: Tokenizer, *, n: int = 32, seed: int = 0, split: str |
     """Arithmetic: "2 + 3 = 5, 4 + 4 = 8, 3 + 6 = " -> "9"; the first operand is another in the corrupted prompt.
 
     Sums of two digits from 1 to 8 that are one digit, after two worked sums, which are never the ones asked for. The
-    wrong answer is the sum of the corrupted prompt. Where a tokenizer has digits as tokens of their own, the prompt ends
-    with a space and the answer is "9"; else it ends with "=" and the answer is " 9".
+    wrong answer is the sum of the corrupted prompt. Where a tokenizer has digits as tokens of their own, the prompt
+    ends with a space and the answer is "9"; else it ends with "=" and the answer is " 9".
 
     Roles: a, operator, b, end. `by="word"` splits the sums: both parts have the same digits, and no sum in common.
 
@@ -51,8 +51,8 @@ def arithmetic(tokenizer: Tokenizer, *, n: int = 32, seed: int = 0, split: str |
         name="arithmetic",
         description="One-digit sums after two worked ones, another first operand in the corrupted prompt",
         source="Stolfo et al. 2023, arXiv 2305.15054; Nikankin et al. 2024, arXiv 2410.21272",
-        roles={"a": "a", "operator": "a+1", "b": "b"},
-        choices=(Rows(("a", "b"), [row for row in kept if others[row]]),),
+        roles=("a", "operator", "b"),
+        choices=(Rows(("operator",), [("+",)]), Rows(("a", "b"), [row for row in kept if others[row]]),),
         complete=complete,
     )
     return draw(design, [template + space for template in TEMPLATES], words, n=n, seed=seed, same_length=same_length)

@@ -18,9 +18,10 @@ TEMPLATES = (
 )
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "purple", "gray", "silver", "golden")
 OBJECTS = (
-    "pen", "cup", "ball", "box", "hat", "book", "ring", "bag", "car", "key", "shirt", "dress", "coat", "chair", "table",
-    "door", "bike", "boat", "truck", "lamp", "phone", "bowl", "plate", "bottle", "jacket", "scarf", "pencil", "blanket",
-    "cat", "dog", "horse", "bird", "house", "card", "mug", "watch", "candle", "kite", "tent", "rug",
+    "pen", "cup", "ball", "box", "hat", "book", "ring", "bag", "car", "key", "shirt", "dress", "coat", "chair",
+    "table", "door", "bike", "boat", "truck", "lamp", "phone", "bowl", "plate", "bottle", "jacket", "scarf",
+    "pencil", "blanket", "cat", "dog", "horse", "bird", "house", "card", "mug", "watch", "candle", "kite", "tent",
+    "rug",
 )
 
 

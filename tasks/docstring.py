@@ -16,11 +16,12 @@ TEMPLATES = tuple(
 )
 WORDS = (
     "load", "size", "file", "last", "port", "name", "value", "index", "path", "key", "data", "list", "time", "text",
-    "line", "page", "user", "node", "code", "type", "test", "item", "form", "state", "color", "image", "field", "table",
-    "group", "model", "level", "rate", "count", "date", "host", "mode", "order", "point", "range", "result", "role",
-    "root", "rule", "score", "shape", "sign", "source", "start", "step", "string", "style", "target", "title", "token",
-    "total", "unit", "update", "version", "view", "width", "word", "address", "area", "base", "block", "board", "body",
-    "box", "branch", "case", "cell", "chain", "channel", "check", "city", "class", "client", "color", "content", "cost",
+    "line", "page", "user", "node", "code", "type", "test", "item", "form", "state", "color", "image", "field",
+    "table", "group", "model", "level", "rate", "count", "date", "host", "mode", "order", "point", "range",
+    "result", "role", "root", "rule", "score", "shape", "sign", "source", "start", "step", "string", "style",
+    "target", "title", "token", "total", "unit", "update", "version", "view", "width", "word", "address", "area",
+    "base", "block", "board", "body", "box", "branch", "case", "cell", "chain", "channel", "check", "city", "class",
+    "client", "color", "content", "cost",
 )
 
 

@@ -20,20 +20,20 @@ TEMPLATES = (
 )
 WOMEN = (
     "Alice", "Amanda", "Amy", "Angela", "Anna", "Barbara", "Betty", "Carol", "Catherine", "Charlotte", "Claire",
-    "Deborah", "Diana", "Dorothy", "Elizabeth", "Ellen", "Emily", "Emma", "Fiona", "Hannah", "Heather", "Helen", "Jane",
-    "Janet", "Jennifer", "Jessica", "Joan", "Julia", "Julie", "Karen", "Kate", "Laura", "Linda", "Lisa", "Louise",
-    "Lucy", "Margaret", "Maria", "Marie", "Martha", "Mary", "Michelle", "Molly", "Nancy", "Nicole", "Olivia", "Patricia",
-    "Rachel", "Rebecca", "Rose", "Ruth", "Sally", "Sandra", "Sara", "Sarah", "Sharon", "Sophia", "Sophie", "Stephanie",
-    "Susan", "Victoria", "Wendy",
+    "Deborah", "Diana", "Dorothy", "Elizabeth", "Ellen", "Emily", "Emma", "Fiona", "Hannah", "Heather", "Helen",
+    "Jane", "Janet", "Jennifer", "Jessica", "Joan", "Julia", "Julie", "Karen", "Kate", "Laura", "Linda", "Lisa",
+    "Louise", "Lucy", "Margaret", "Maria", "Marie", "Martha", "Mary", "Michelle", "Molly", "Nancy", "Nicole",
+    "Olivia", "Patricia", "Rachel", "Rebecca", "Rose", "Ruth", "Sally", "Sandra", "Sara", "Sarah", "Sharon",
+    "Sophia", "Sophie", "Stephanie", "Susan", "Victoria", "Wendy",
 )
 MEN = (
     "Aaron", "Adam", "Alan", "Albert", "Andrew", "Anthony", "Arthur", "Ben", "Benjamin", "Bill", "Bob", "Brian",
     "Bruce", "Carl", "Charles", "Christopher", "Daniel", "David", "Dennis", "Donald", "Douglas", "Edward", "Eric",
-    "Frank", "Fred", "Gary", "George", "Greg", "Harold", "Harry", "Henry", "Howard", "Hugh", "Jack", "Jacob", "James",
-    "Jason", "Jeff", "Jim", "Joe", "John", "Joseph", "Joshua", "Justin", "Keith", "Kenneth", "Kevin", "Larry", "Luke",
-    "Mark", "Martin", "Matthew", "Michael", "Mike", "Nathan", "Nicholas", "Oliver", "Patrick", "Paul", "Peter",
-    "Philip", "Ralph", "Raymond", "Richard", "Robert", "Roger", "Ronald", "Ryan", "Scott", "Simon", "Stephen", "Steve",
-    "Steven", "Thomas", "Tim", "Tom", "Tony", "Victor", "Walter", "William",
+    "Frank", "Fred", "Gary", "George", "Greg", "Harold", "Harry", "Henry", "Howard", "Hugh", "Jack", "Jacob",
+    "James", "Jason", "Jeff", "Jim", "Joe", "John", "Joseph", "Joshua", "Justin", "Keith", "Kenneth", "Kevin",
+    "Larry", "Luke", "Mark", "Martin", "Matthew", "Michael", "Mike", "Nathan", "Nicholas", "Oliver", "Patrick",
+    "Paul", "Peter", "Philip", "Ralph", "Raymond", "Richard", "Robert", "Roger", "Ronald", "Ryan", "Scott", "Simon",
+    "Stephen", "Steve", "Steven", "Thomas", "Tim", "Tom", "Tony", "Victor", "Walter", "William",
 )
 
 

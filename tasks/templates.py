@@ -18,6 +18,7 @@ from acdc.task import Example, Task, Tokenizer
 from .words import Words, token_ids, token_position
 
 SLOT = re.compile(r"\{(\w+)\}")
+ROLE = re.compile(r"(\w+)([+-]\d+)?")
 MOST_SAMPLED = 2**62  # the length of a range that random.sample takes
 
 
@@ -86,9 +87,8 @@ class Design:
     """What a task is, whatever the tokenizer, the seed and the templates.
 
     `choices`: what may fill the slots; all combinations are possible. `roles`: the occurrences whose tokens have a
-    role, or, where a role is called otherwise, {role: occurrence}; "S1+1" is the token after S1, "S1-1" the one before. The last token always
-    has the role `end`. `options`: what the builder was asked
-    for, for the provenance.
+    role, or, where a role is called otherwise, {role: occurrence}; "S1+1" is the token after S1, "S1-1" the one before.
+    The last token always has the role `end`. `options`: what the builder was asked for, for the provenance.
     """
 
     name: str
@@ -175,8 +175,9 @@ class Template:
 
     def _place(self, role: str) -> int | None:
         """Where a token is, such as S1+1; None if this template lacks it."""
-        occurrence, shift = re.fullmatch(r"(\w+)([+-]\d+)?", role).groups(default="0")
-        return self.positions[occurrence] + int(shift) if occurrence in self.positions else None
+        match = ROLE.fullmatch(role)
+        assert match is not None, role
+        return self.positions[match[1]] + int(match[2] or 0) if match[1] in self.positions else None
 
     def _fill(self, number: int) -> dict[str, str]:
         fill: dict[str, str] = {}

@@ -58,7 +58,8 @@ def check_task(model: Transformer, batches: Sequence[Batch], metric: Metric = ME
 
 def _measure(model: Transformer, batch: Batch, metric: Metric) -> Float[Tensor, "row batch"]:
     with torch.no_grad(), frozen(model):
-        clean, corrupted = (model.logits(record(model, tokens).final[:, -1]) for tokens in (batch.clean, batch.corrupted))
+        clean, corrupted = (model.logits(record(model, tokens).final[:, -1])
+                            for tokens in (batch.clean, batch.corrupted))
         rows = [measured(logits, batch, clean) for measured in (metric, METRICS["accuracy"])
                 for logits in (clean, corrupted)]
     return torch.stack([row.double() for row in rows])
