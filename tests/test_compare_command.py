@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from acdc.benchmarks.known_circuits.load import load_known_circuit
+from acdc.benchmarks.known_circuits.load import KNOWN_CIRCUITS, load_known_circuit
 from acdc.circuit import Circuit, EdgeScores
 from acdc.cli import main
 from acdc.evaluation.comparison import mib_roc, overlap, roc
@@ -77,6 +77,13 @@ def test_what_cannot_be_compared(found, tmp_path, capsys, truth, message):
     assert main(["compare", saved(tmp_path, found), truth]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_help_names_every_published_circuit(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in KNOWN_CIRCUITS)
 
 
 def test_circuits_of_other_shapes_are_refused(found, tmp_path, capsys):
