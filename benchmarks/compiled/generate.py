@@ -29,8 +29,8 @@ BOS = "BOS"
 PAIRS = 64
 ROUNDING = 1e-4  # of tracr's float32 forward
 PROMPTS = ("drawn at random by programs.py, an equal number of each length; clean and corrupted prompt are drawn "
-           "alike, and again until the program says different things of them at the last position (anywhere, where it says "
-           "nothing there)")
+           "alike, and again until the program says different things of them at the last position (anywhere, where it "
+           "says nothing there)")
 MEANING = {
     "weights": "src writes into directions that the channel reads, on a path of such edges to the logits: cutting all "
                "other edges changes nothing, whatever the ablation and the prompts",

@@ -70,10 +70,10 @@ def prompts_of_acdc(program: str) -> Pairs:
     return Pairs(np.array(rows), np.array(rows))
 
 
-def that_matter_alone(weights: Weights, batches: list[Pairs], ablation: str) -> frozenset[str]:
-    """The edges that, cut alone, move some logit after the first position by more than MOVED."""
-    moved_by = [movement(weights, pairs, ablation) for pairs in batches]
-    return frozenset(name(edge) for edge in edges(weights) if max(by([edge]).max() for by in moved_by) > MOVED)
+def that_matter_alone(weights: Weights, batches: list[Pairs], ablation: str, read: str = "all") -> frozenset[str]:
+    """The edges that, cut alone, move some logit after the first position (or at the `last`) by more than MOVED."""
+    moved_by, at = [movement(weights, pairs, ablation) for pairs in batches], slice(0 if read == "all" else -1, None)
+    return frozenset(name(edge) for edge in edges(weights) if max(by([edge])[:, at].max() for by in moved_by) > MOVED)
 
 
 def found_again(published: Published) -> frozenset[str]:
