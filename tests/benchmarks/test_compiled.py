@@ -1,23 +1,29 @@
 """Compiled models compute their programs, and ACDC finds exactly the edges that they are known to use."""
 
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from acdc.ablation import prepare_ablation
-from acdc.benchmarks.compiled import generate
-from acdc.benchmarks.compiled.load import COMPILED, FOLDER, load_compiled
+from acdc.benchmarks.compiled import cut
+from acdc.benchmarks.compiled.load import COMPILED, load_compiled
+from acdc.benchmarks.compiled.published import PUBLISHED, found_again, prompts_of, that_matter_alone, weights_of
+from acdc.benchmarks.recovery import above_rounding, auroc
 from acdc.circuit import Circuit
 from acdc.discovery import METHODS
+from acdc.discovery.exact import exact_effects
 from acdc.errors import AcdcError
 from acdc.patching import run_circuit
 
 loaded = cache(load_compiled)
 compiled_models = pytest.mark.parametrize("name", COMPILED)
 ablations = pytest.mark.parametrize("ablation", ["zero", "resample"])
+LARGE = ("sort_freq", "shuffle_dyck1", "shuffle_dyck2")
+SMALL = [name for name in COMPILED if name not in LARGE]
+READ = {name: "last" if name in LARGE else "all" for name in COMPILED}  # large ones take long
 
 
 def fraction(tokens, token):
@@ -29,6 +35,21 @@ def after_same(tokens):
     return [next((tokens[j + 1] for j in range(i) if tokens[j] == token), None) for i, token in enumerate(tokens)]
 
 
+def balanced(tokens):
+    """Each kind of bracket by itself: never more closed than opened, and as many in the end."""
+    kinds = [[{pair[0]: 1, pair[1]: -1}.get(token, 0) for token in tokens] for pair in ("()", "{}")]
+    return all(min(accumulate(steps)) >= 0 and sum(steps) == 0 for steps in kinds)
+
+
+def neighbours(tokens):
+    """(before, here, after) at each position; None where there is none."""
+    return zip([None, *tokens[:-1]], tokens, [*tokens[1:], None], strict=True)
+
+
+def how_often(share):
+    return "frequent" if share > 0.5 else "common" if share > 0.25 else "rare"
+
+
 PROGRAMS = {
     "reverse": lambda tokens: tokens[::-1],
     "proportion": lambda tokens: fraction(tokens, "x"),
@@ -36,132 +57,155 @@ PROGRAMS = {
     "hist": lambda tokens: [str(tokens.count(token)) for token in tokens],
     "sort_unique": sorted,
     "induction": after_same,
+    "frac_prevs": lambda tokens: fraction(tokens, "x"),
+    "sort": sorted,
+    "sort_freq": lambda tokens: sorted(tokens, key=lambda token: -tokens.count(token)),
+    "shuffle_dyck1": lambda tokens: [str(balanced(tokens))] * len(tokens),
+    "shuffle_dyck2": lambda tokens: [str(balanced(tokens))] * len(tokens),
+    "trend": lambda tokens: [then and ("constant" if then == here else "rising" if then > here else "falling")
+                             for _, here, then in neighbours(tokens)],
+    "frequency_class": lambda tokens: [how_often(tokens.count(token) / len(tokens)) for token in tokens],
+    "drop_repeats": lambda tokens: [before and (None if before == here else here)
+                                    for before, here, _ in neighbours(tokens)],
+    "alternation": lambda tokens: [before and then and str(before != here and here != then)
+                                   for before, here, then in neighbours(tokens)],
+    "detect_ab": lambda tokens: [before and str(before + here == "ab") for before, here, _ in neighbours(tokens)],
 }
 
-# Found by ACDC's authors with zero ablation (Conmy et al. 2023, arXiv 2304.14997), in other code, on prompts of their
-# own. Token and position embedding are two nodes there, so they count 11 and 7 edges.
-PUBLISHED_ZERO = {
-    "reverse": "input->a0.h0<v> a0.h0->m0 input->m0 m0->m1 input->m1 m1->m2 m2->a3.h0<q> input->a3.h0<k> "
-               "input->a3.h0<v> a3.h0->logits",
-    "proportion": "input->m0 m0->a1.h0<v> input->a1.h0<q> input->a1.h0<k> a1.h0->logits",
-}
-# The true edges under resample ablation in auto-circuit (Miller et al. 2024, arXiv 2407.08734).
-PUBLISHED_RESAMPLE = {
-    "reverse": "input->a3.h0<v> a3.h0->logits",
-    "proportion": "input->m0 m0->a1.h0<v> a1.h0->logits",
-}
 
-
-@cache
-def runs(name, ablation):
-    """Prompts, replacement values and uncut logits, for the prompts of each length."""
-    compiled, graph = loaded(name), loaded(name).model.graph()
-    replace = prepare_ablation(compiled.model, compiled.batches, ablation)
-    full = Circuit(graph, np.ones(graph.n_edges, dtype=bool))
-    prompts = [(batch, replace(batch)) for batch in compiled.batches]
-    return [(batch, replacement, run_circuit(compiled.model, batch, full, replacement, all_positions=True))
-            for batch, replacement in prompts]
-
-
-def moved(name, kept, ablation):
-    """By how much cutting all other edges moves each logit after BOS, for the prompts of each length."""
-    model = loaded(name).model
-    for batch, replacement, clean in runs(name, ablation):
-        cut = run_circuit(model, batch, Circuit(model.graph(), kept), replacement, all_positions=True)
-        yield (cut - clean)[:, 1:].abs().numpy()
-
-
+@pytest.mark.parametrize("read", ["all", "last"])
 @compiled_models
-def test_logits_are_those_of_the_compiler(name):
-    compiled = loaded(name)
+def test_logits_are_those_of_the_compiler_and_say_what_the_program_says(name, read):
+    compiled = loaded(name, read=read)
     for batch, expected in zip(compiled.batches, compiled.logits, strict=True):
         with torch.no_grad():
-            logits = compiled.model.hf(batch.clean, attention_mask=compiled.model.full_mask(batch.clean)).logits
-        assert logits.shape == expected.shape
+            logits = compiled.model.hf(batch.clean, attention_mask=compiled.model.full_mask(batch.clean)).logits[:, -1]
         torch.testing.assert_close(logits, expected.double(), rtol=0, atol=1e-5)
+        for example, row in zip(batch.examples, expected, strict=True):
+            bos, *tokens = example.clean.split()
+            place = int(example.template.removeprefix("read at "))
+            assert bos == "BOS" and (read == "all" or place == len(tokens))
+            says = PROGRAMS[name](tokens)[place - 1]
+            if says is None:
+                assert row.abs().max() < 1e-4
+            elif compiled.labels == ("value",):
+                assert row.item() == pytest.approx(says, abs=1e-3)
+            else:
+                assert compiled.labels[int(row.argmax())] == says
 
 
 @compiled_models
-def test_logits_say_what_the_program_says(name):
-    compiled = loaded(name)
-    tokens = {i: token for token, i in compiled.vocabulary.items()}
-    for batch, logits in zip(compiled.batches, compiled.logits, strict=True):
-        for prompt, rows in zip(batch.clean.tolist(), logits, strict=True):
-            assert tokens[prompt[0]] == "BOS"
-            for expected, row in zip(PROGRAMS[name]([tokens[i] for i in prompt[1:]]), rows[1:], strict=True):
-                if expected is None:
-                    assert row.abs().max() < 1e-4
-                elif compiled.labels == ("value",):
-                    assert row.item() == pytest.approx(expected, abs=1e-3)
-                else:
-                    assert compiled.labels[int(row.argmax())] == expected
+def test_every_prompt_is_read_once_at_every_position(name):
+    """Whatever the order in which a prompt is given: each place once, with the token that stands there."""
+    compiled, stored = loaded(name), prompts_of(name)
+    reads = sorted((example.clean.split(), int(example.template.removeprefix("read at ")))
+                   for batch in compiled.batches for example in batch.examples)
+    tokens = list(compiled.vocabulary)
+    expected = []
+    for pairs in stored:
+        for ids in pairs.clean:
+            for place in range(1, len(ids)):
+                seen = ids[: place + 1] if compiled.model.causal else ids
+                expected.append(([tokens[i] for i in seen], place))
+    assert reads == sorted(expected)
+    if not compiled.model.causal:
+        for batch in compiled.batches:
+            for ids, example in zip(batch.clean.tolist(), batch.examples, strict=True):
+                at_places = {i // len(tokens): tokens[i % len(tokens)] for i in ids}
+                assert [at_places[place] for place in range(len(ids))] == example.clean.split()
+                assert ids[-1] // len(tokens) == int(example.template.removeprefix("read at "))
 
 
 @compiled_models
 def test_edges_by_the_weights_are_those_of_the_weights_and_suffice(name):
-    compiled, graph = loaded(name), loaded(name).model.graph()
-    tensors = {key: value for key, value in load_file(FOLDER / f"{name}.safetensors").items() if "logits" not in key}
-    weights = generate.Weights(**tensors, causal=compiled.model.causal)
-    assert [generate.name(edge) for edge in generate.edges(weights)] == list(graph.edge_names)
-    assert tuple(generate.name(edge) for edge in generate.used_by_weights(weights)) == compiled.truth["weights"]
+    compiled, graph, weights = loaded(name), loaded(name).model.graph(), weights_of(name)
+    assert [cut.name(edge) for edge in cut.edges(weights)] == list(graph.edge_names)
+    assert tuple(cut.name(edge) for edge in cut.used_by_weights(weights)) == compiled.truth["weights"]
     assert compiled.circuit("weights").n_edges < graph.n_edges
     for ablation in ("zero", "resample", "mean"):
-        for change in moved(name, compiled.circuit("weights").kept, ablation):
-            assert change.max() < 1e-12
+        assert moved(compiled, compiled.circuit("weights"), ablation) < 1e-12
+
+
+def moved(compiled, circuit, ablation):
+    """The most that a circuit, with all other edges cut, moves a logit of a clean prompt."""
+    batch, full = compiled.batches[-1], Circuit(circuit.graph, np.ones(circuit.graph.n_edges, dtype=bool))
+    replacement = prepare_ablation(compiled.model, [batch], ablation)(batch)
+    logits = [run_circuit(compiled.model, batch, some, replacement) for some in (circuit, full)]
+    return float((logits[0] - logits[1]).abs().max())
 
 
 @ablations
 @compiled_models
 def test_true_edges_are_those_that_matter_alone_and_they_suffice(name, ablation):
-    compiled = loaded(name)
-    n_edges = compiled.model.graph().n_edges
-    everywhere, last = compiled.circuit(ablation, all_positions=True), compiled.circuit(ablation)
-    assert set(last.edge_names) <= set(everywhere.edge_names) <= set(compiled.truth["weights"])
-    for edge in range(n_edges):
-        changes = list(moved(name, np.arange(n_edges) != edge, ablation))
-        assert (max(change.max() for change in changes) > 1e-3) == everywhere.kept[edge], edge
-        assert (max(change[:, -1].max() for change in changes) > 1e-3) == last.kept[edge], edge
-    for change in moved(name, everywhere.kept, ablation):
-        assert change.max() < 1e-5
-    for change in moved(name, last.kept, ablation):
-        assert change[:, -1].max() < 1e-5
+    compiled = loaded(name, read=READ[name])
+    truth, n_edges = compiled.circuit(ablation), compiled.model.graph().n_edges
+    alone = exact_effects(compiled.model, compiled.batches, compiled.metric, np.arange(n_edges), ablation=ablation)
+    assert ((alone.max(1) > 1e-3) == truth.kept).all()
+    assert moved(compiled, truth, ablation) < 1e-3
+    assert set(truth.edge_names) <= set(loaded(name).truth[ablation]) <= set(compiled.truth["weights"])
 
 
-@pytest.mark.parametrize("threshold", [1e-5, 1e-3])
-@pytest.mark.parametrize("method", ["acdc", "acdc_sequential"])
+@pytest.mark.parametrize("read", ["all", "last"])
+@pytest.mark.parametrize("name", SMALL)
 @ablations
-@compiled_models
-def test_acdc_finds_exactly_the_true_edges(name, ablation, method, threshold):
-    compiled = loaded(name)
-    scores = METHODS[method](compiled.model, compiled.batches, compiled.metric, threshold=threshold, ablation=ablation)
-    assert scores.above(threshold, by="signed").edge_names == compiled.circuit(ablation).edge_names
+def test_so_says_other_code(name, ablation, read):
+    found = that_matter_alone(weights_of(name), prompts_of(name), ablation, read)
+    assert found == set(loaded(name, read=read).truth[ablation])
 
 
 @ablations
 @compiled_models
-def test_exact_patching_finds_them_too(name, ablation):
-    compiled = loaded(name)
-    scores = METHODS["exact"](compiled.model, compiled.batches, compiled.metric, ablation=ablation)
+def test_acdc_finds_exactly_the_true_edges(name, ablation):
+    compiled = loaded(name, read=READ[name])
+    scores = METHODS["acdc"](compiled.model, compiled.batches, compiled.metric, threshold=1e-3, ablation=ablation)
     assert scores.above(1e-3, by="signed").edge_names == compiled.circuit(ablation).edge_names
 
 
-@pytest.mark.parametrize("name", ["reverse", "proportion"])
-def test_true_edges_are_those_that_others_published(name):
-    compiled = loaded(name)
-    for truth in (compiled.truth, compiled.truth_at_all_positions):
-        assert set(truth["zero"]) == set(PUBLISHED_ZERO[name].split())
-        assert set(truth["resample"]) == set(PUBLISHED_RESAMPLE[name].split())
+@pytest.mark.parametrize("method", ["acdc", "acdc_sequential"])
+@pytest.mark.parametrize("name", ["pair_balance", "hist", "sort_unique", "induction", "alternation"])
+@ablations
+def test_acdc_does_so_where_only_the_last_is_read_and_at_a_low_threshold(name, ablation, method):
+    compiled = loaded(name, read="last")
+    scores = METHODS[method](compiled.model, compiled.batches, compiled.metric, threshold=1e-5, ablation=ablation)
+    assert scores.above(1e-5, by="signed").edge_names == compiled.circuit(ablation).edge_names
 
 
-def test_prompts_differ_in_what_the_program_says_last():
-    for name in COMPILED:
-        compiled = loaded(name)
-        assert sum(len(batch) for batch in compiled.batches) == 64
-        for batch in compiled.batches:
-            assert ((batch.answer != batch.wrong).all()) or compiled.labels == ("value",)
-            first = batch.examples[0]
-            assert first.clean.split() == [list(compiled.vocabulary)[i] for i in batch.clean[0]]
-            assert first.answer.strip() == compiled.labels[int(batch.answer[0])]
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda p: f"{p.program}-{p.ablation}")
+def test_edges_that_others_published_are_found_again(published):
+    assert found_again(published) == published.edges
+    if not published.apart:
+        assert published.edges == set(loaded(published.program).truth[published.ablation])
+
+
+def test_two_edges_published_for_proportion_are_there_by_its_malformed_prompts():
+    """With BOS in front and no padding, the tokens say nothing of where to look."""
+    published = next(p for p in PUBLISHED if (p.program, p.ablation) == ("proportion", "zero"))
+    proper = that_matter_alone(weights_of("proportion", apart=True), prompts_of("proportion"), "zero")
+    assert published.edges - proper == {"tok->a1.h0<q>", "tok->a1.h0<k>"} and proper < published.edges
+
+
+@compiled_models
+def test_prompts_differ_in_what_the_program_says(name):
+    compiled, whole = loaded(name), prompts_of(name)
+    assert sum(len(pairs.clean) for pairs in whole) == 64
+    for pairs in whole:
+        for prompts in zip(pairs.clean, pairs.corrupted, strict=True):
+            clean, corrupted = ([list(compiled.vocabulary)[i] for i in prompt[1:]] for prompt in prompts)
+            assert PROGRAMS[name](clean) != PROGRAMS[name](corrupted)
+
+
+@ablations
+def test_eap_misses_by_saturation_what_integrated_gradients_find(ablation):
+    """Scores below rounding count as 0. In `sort` all lies behind attention that is sure of itself."""
+    compiled = loaded("sort")
+    found = {}
+    for method, options in (("eap", {}), ("eap_ig", {"steps": 20})):
+        scores = METHODS[method](compiled.model, compiled.batches, compiled.metric_of_change, ablation=ablation,
+                                 **options)
+        found[method] = auroc(above_rounding(scores), compiled.circuit(ablation))
+    if ablation == "resample":
+        assert found["eap"] == pytest.approx(0.714, abs=5e-4) and found["eap_ig"] == 1
+    assert found["eap"] < 0.75 < found["eap_ig"]
 
 
 def test_loading_draws_no_random_numbers_and_refuses_other_names():
@@ -169,7 +213,9 @@ def test_loading_draws_no_random_numbers_and_refuses_other_names():
     compiled = load_compiled("hist", dtype="float32")
     assert torch.equal(torch.get_rng_state(), before)
     assert compiled.model.dtype == torch.float32
-    with pytest.raises(AcdcError, match=r"'sort'.*sort_unique"):
-        load_compiled("sort")
+    with pytest.raises(AcdcError, match=r"'sorted'.*sort_unique"):
+        load_compiled("sorted")
+    with pytest.raises(AcdcError, match=r"'first'.*last"):
+        load_compiled("hist", read="first")
     with pytest.raises(AcdcError, match=r"'mean'.*resample"):
         compiled.circuit("mean")
