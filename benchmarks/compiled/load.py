@@ -65,10 +65,15 @@ class CompiledModel:
     def circuit(self, ablation: str, *, all_positions: bool = False) -> Circuit:
         """The true edges of an ablation, or of the `weights`, as a circuit."""
         truth = self.truth_at_all_positions if all_positions else self.truth
-        if ablation not in truth:
-            raise unknown_name("ablation with known edges", ablation, truth)
-        graph, names = self.model.graph(), set(truth[ablation])
-        return Circuit(graph, np.array([name in names for name in graph.edge_names]))
+        return circuit_of(self.model, truth, ablation)
+
+
+def circuit_of(model: Transformer, truth: Mapping[str, tuple[str, ...]], ablation: str) -> Circuit:
+    """The true edges of an ablation as a circuit."""
+    if ablation not in truth:
+        raise unknown_name("ablation with known edges", ablation, truth)
+    graph, names = model.graph(), set(truth[ablation])
+    return Circuit(graph, np.array([name in names for name in graph.edge_names]))
 
 
 def load_compiled(name: str, dtype: str = "float64") -> CompiledModel:
@@ -88,7 +93,7 @@ def load_compiled(name: str, dtype: str = "float64") -> CompiledModel:
 
     return CompiledModel(
         name=name, computes=stored["computes"], model=model, metric=LOGIT_DISTANCE,
-        batches=[_batch(model, prompts, list(stored["vocabulary"]), stored["labels"]) for prompts in stored["batches"]],
+        batches=[batch_of(model, ids, list(stored["vocabulary"]), stored["labels"]) for ids in stored["batches"]],
         truth=edges_of("last"), truth_at_all_positions=edges_of("all"), vocabulary=stored["vocabulary"],
         labels=tuple(stored["labels"]), logits=logits, provenance=stored["provenance"],
     )
@@ -135,7 +140,7 @@ def _gpt2(weights: Mapping[str, Tensor], name: str) -> Any:
     return hf
 
 
-def _batch(model: Transformer, prompts: Mapping[str, list[list[int]]], tokens: list[str], labels: list[str]) -> Batch:
+def batch_of(model: Transformer, prompts: Mapping[str, list[list[int]]], tokens: list[str], labels: list[str]) -> Batch:
     """The answer is the label that the model gives last on the clean prompt, the wrong answer the one on the corrupted
     prompt; where the output is a number, both are the one label."""
     clean, corrupted = (torch.tensor(prompts[side]) for side in ("clean", "corrupted"))
