@@ -54,6 +54,11 @@ class Network:
     def edges(self) -> list[Edge]:
         return [(src, channel) for channel, srcs in self.readable.items() for src in srcs]
 
+    @property
+    def nodes(self) -> list[str]:
+        """Those that write."""
+        return self.readable["logits"]
+
     def run(self, tokens: Int[Tensor, "batch pos"], cut: Sequence[Edge] = (), replaced: Wrote | None = None
             ) -> Run:
         """A forward pass in which an edge of `cut` carries its src's value in `replaced`, or 0 without it."""

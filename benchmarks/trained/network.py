@@ -4,7 +4,7 @@ Nodes have the names of the graph: `a{layer}.h{head}` (its attention output befo
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from acdc.activations import hooks
-
 STARTS_SMALL = 0.1  # what writes to the residual stream and what reads off the logits: no path is strong at first
 Outputs = Float[Tensor, "batch pos output"]
+Written = Float[Tensor, "batch pos d_node"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,10 @@ def new_network(size: Size, seed: int) -> Any:
     return hf
 
 
-def rise_and_fall(steps: int) -> Callable[[int], float]:
-    """The learning rate at each step, as a factor: it rises over the first twentieth, and falls to 0 as a cosine."""
-    return lambda step: min((step + 1) / max(1, steps // 20), (1 + math.cos(math.pi * step / steps)) / 2)
+def rise_and_fall(steps: int, power: int = 1) -> Callable[[int], float]:
+    """The learning rate at each step, as a factor: it rises over the first twentieth, and falls to 0 as a power of
+    half a cosine."""
+    return lambda step: min((step + 1) / max(1, steps // 20), ((1 + math.cos(math.pi * step / steps)) / 2) ** power)
 
 
 def node_names(size: Size) -> list[str]:
@@ -82,60 +82,47 @@ def node_names(size: Size) -> list[str]:
             for name in (*(f"a{layer}.h{head}" for head in range(size.heads)), f"m{layer}")]
 
 
-def written(hf: Any, tokens: Int[Tensor, "batch pos"]) -> dict[str, Float[Tensor, "batch pos d_node"]]:
-    """What every node writes, without gradients."""
-    found: dict[str, Tensor] = {}
+@dataclass(frozen=True)
+class Pass:
+    """What a network gives at every position, and what every node writes."""
 
-    def notes(layer: int, n_heads: int, d_head: int) -> Any:
-        def heads(module: nn.Module, args: tuple) -> None:
-            found.update({f"a{layer}.h{h}": z for h, z in enumerate(args[0].split(d_head, -1))})
+    outputs: Outputs
+    wrote: dict[str, Written]
 
-        def mlp(module: nn.Module, args: tuple, out: Tensor) -> None:
-            found[f"m{layer}"] = out
 
-        return heads, mlp
-
-    with hooks() as add, torch.no_grad():
-        for layer, block in enumerate(hf.transformer.h):
-            heads, mlp = notes(layer, block.attn.num_heads, block.attn.head_dim)
-            add(block.attn.c_proj.register_forward_pre_hook(heads))
-            add(block.mlp.register_forward_hook(mlp))
-        hf(tokens, use_cache=False)
-    return found
+def run(hf: Any, tokens: Int[Tensor, "batch pos"], swaps: Sequence[Swap] = ()) -> Pass:
+    """A forward pass, with some nodes swapped, in a few operations that are quick for small networks."""
+    body, wrote = hf.transformer, {}
+    resid = body.wte(tokens) + body.wpe.weight[: tokens.shape[1]]
+    hidden = torch.full((tokens.shape[1],) * 2, -torch.inf, dtype=resid.dtype).triu(1)[..., None, None]
+    for layer, block in enumerate(body.h):
+        heads = block.attn.num_heads
+        # The batch last: products of many tiny matrices are quickest as products of long rows.
+        q, k, v = block.attn.c_attn(resid).unflatten(-1, (3, heads, -1)).permute(2, 1, 3, 4, 0).contiguous()
+        pattern = ((q[:, None] * k).sum(3) / q.shape[2] ** 0.5 + hidden).softmax(1)
+        z = (pattern[:, :, :, None] * v).sum(1).permute(3, 0, 1, 2).contiguous()
+        for h in range(heads):
+            wrote[f"a{layer}.h{h}"] = z[:, :, h]
+        for swap in swaps:
+            if swap.node in (own := [f"a{layer}.h{h}" for h in range(heads)]):
+                z = z.clone()
+                z[swap.rows, :, own.index(swap.node)] = swap.value
+        resid = resid + block.attn.c_proj(z.flatten(2))
+        wrote[f"m{layer}"] = out = block.mlp(resid)
+        for swap in swaps:
+            if swap.node == f"m{layer}":
+                out = out.clone()
+                out[swap.rows] = swap.value
+        resid = resid + out
+    return Pass(hf.lm_head(resid), wrote)
 
 
 def outputs(hf: Any, tokens: Int[Tensor, "batch pos"], swaps: Sequence[Swap] = ()) -> Outputs:
     """What the network gives at every position, with some nodes swapped."""
-    by_node: dict[str, list[Swap]] = {}
-    for swap in swaps:
-        by_node.setdefault(swap.node, []).append(swap)
-    with hooks() as add:
-        for layer, block in enumerate(hf.transformer.h):
-            names = {h: f"a{layer}.h{h}" for h in range(block.attn.num_heads)}
-            heads = {h: by_node[name] for h, name in names.items() if name in by_node}
-            if heads:
-                add(block.attn.c_proj.register_forward_pre_hook(_swaps_heads(heads, block.attn.head_dim)))
-            if f"m{layer}" in by_node:
-                add(block.mlp.register_forward_hook(_swaps_output(by_node[f"m{layer}"])))
-        return hf(tokens, use_cache=False).logits
+    return run(hf, tokens, swaps).outputs
 
 
-def _swaps_heads(swaps: Mapping[int, list[Swap]], d_head: int) -> Any:
-    def hook(module: nn.Module, args: tuple) -> tuple:
-        z = args[0].clone()
-        for head, of_head in swaps.items():
-            for swap in of_head:
-                z[swap.rows, :, head * d_head : (head + 1) * d_head] = swap.value
-        return (z,)
-
-    return hook
-
-
-def _swaps_output(swaps: Sequence[Swap]) -> Any:
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        out = out.clone()
-        for swap in swaps:
-            out[swap.rows] = swap.value
-        return out
-
-    return hook
+@torch.no_grad()
+def written(hf: Any, tokens: Int[Tensor, "batch pos"]) -> dict[str, Written]:
+    """What every node writes, without gradients."""
+    return run(hf, tokens).wrote

@@ -96,19 +96,19 @@ def occurrences(tokens: Values) -> Values:
 
 PROGRAMS = {
     "frac_prevs": Program(
-        "the fraction of x among the tokens up to here", "xyzw", 7, 0, {
+        "the fraction of x among the tokens up to here", "xyzw", 6, 0, {
             "is_x": Variable("m0", ("tokens",), lambda tokens: (tokens == 1).float()),
             "fraction": Variable("a1.h2", ("is_x",), fraction, "v"),
         }),
     "pair_balance": Program(
-        "the fraction of ( minus the fraction of ) among the tokens up to here", "()ab", 7, 0, {
+        "the fraction of ( minus the fraction of ) among the tokens up to here", "()ab", 6, 0, {
             "bracket": Variable("m0", ("tokens",), lambda tokens: (tokens == 1).float() - (tokens == 2).float()),
             "opened": Variable("a1.h0", ("bracket",), lambda bracket: fraction((bracket == 1).float()), "v"),
             "closed": Variable("a1.h1", ("bracket",), lambda bracket: fraction((bracket == -1).float()), "v"),
             "balance": Variable("m1", ("opened", "closed"), lambda opened, closed: opened - closed),
         }),
     "detect_ab": Program(
-        "the fraction of the tokens up to here that are a b right after an a", "abc", 7, 0, {
+        "the fraction of the tokens up to here that are a b right after an a", "abc", 6, 0, {
             "before": Variable("a0.h1", ("tokens",), before, "v"),
             "ab": Variable("m0", ("before", "tokens"), lambda before, tokens: ((before == 1) & (tokens == 2)).float()),
             "fraction": Variable("a1.h2", ("ab",), fraction, "v"),

@@ -62,10 +62,10 @@ MOVED = 0.02  # an edge counts if cutting it alone moves the logits by more than
 class Settings:
     """Of AdamW, whose learning rate goes as `rise_and_fall` says, and of the network."""
 
-    steps: int = 4000
+    steps: int = 2000
     batch: int = 128
-    learning_rate: float = 2e-3
-    strict_weight: float = 4.0
+    learning_rate: float = 3e-3
+    strict_weight: float = 2.0
     weight_decay: float = 0.3
     clip: float = 0.1
     d_model: int = 16
@@ -75,8 +75,8 @@ class Settings:
 
 SETTINGS = {
     "frac_prevs": Settings(),
-    "pair_balance": Settings(d_model=24, d_mlp=48),
-    "detect_ab": Settings(d_model=24, d_mlp=48),
+    "pair_balance": Settings(),
+    "detect_ab": Settings(),
     "hist": Settings(d_model=32, d_mlp=64),
 }
 
@@ -138,7 +138,7 @@ def train(name: str, settings: Settings, *, report: bool = False) -> tuple[Any, 
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(hf.parameters(), lr=settings.learning_rate,
                                   weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise_and_fall(settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise_and_fall(settings.steps, power=2))
     history = []
     for step in range(settings.steps):
         base, source = (of.draw(settings.batch, generator, held_out=False) for _ in range(2))

@@ -98,3 +98,80 @@ def test_training_induction_lowers_its_loss_and_repeats():
     assert history == induction.train(settings)[1]
     assert sum(history[-5:]) < 0.9 * sum(history[:5])
     assert not any(weight.any() for name, weight in hf.named_parameters() if ".mlp." in name)
+
+
+@pytest.mark.parametrize("name", ON_PROGRAMS)
+def test_networks_are_as_right_as_stored_on_prompts_drawn_anew(name):
+    hf, stored = read(FOLDER, name)
+    of = program(name)
+    nodes = [node for node in node_names(Size(**stored["size"])) if node not in stored["nodes"]]
+    assert {variable.node for variable in of.variables.values()} | {"input"} == set(stored["nodes"])
+    again, fresh = (siit.metrics(hf, of, nodes, pairs=pairs, seed=seed) for pairs, seed in ((1024, 1), (512, 11)))
+    for key in ("accuracy", "interchange", "strict"):
+        assert again[key] == pytest.approx(stored["reached"][key], abs=1e-3)
+    for found in (stored["reached"], fresh):
+        assert min(found["accuracy"], *found["interchange"].values(), *found["strict"].values()) > 0.99
+
+
+def test_the_induction_network_does_what_is_stored_on_prompts_drawn_anew():
+    hf, stored = read(FOLDER, "induction")
+    fresh, attention = induction.reached(hf, induction.Settings(), seed=11), stored["reached"]["attention"]
+    assert fresh["loss"] == pytest.approx(stored["reached"]["loss"], rel=0.5)
+    assert fresh["accuracy"] > 0.999
+    for what in ("previous", "induction"):
+        assert fresh["attention"][what] == pytest.approx(attention[what], abs=0.03)
+    assert max(attention["previous"], key=attention["previous"].get) == "a0.h2"
+    assert max(attention["induction"], key=attention["induction"].get) == "a1.h1"
+    for batch in load_trained("induction").batches:
+        for prompt, answer in zip(batch.clean.tolist(), batch.answer.tolist(), strict=True):
+            assert answer == prompt[prompt.index(prompt[-1]) + 1]
+
+
+@ablations
+@trained_models
+def test_stored_effects_are_those_of_the_engine(name, ablation):
+    """What plain algebra measured when the model was made, against the engine's exact patching."""
+    trained = loaded(name)
+    scores = METHODS["exact"](trained.model, trained.batches, trained.metric, ablation=ablation)
+    stored = np.array([trained.effects[ablation][edge] for edge in scores.graph.edge_names])
+    np.testing.assert_allclose(scores.values, stored, atol=1e-9)
+    over = scores.above(trained.threshold[ablation], by="signed")
+    assert over.edge_names == trained.circuit(ablation).edge_names
+
+
+@trained_models
+def test_nodes_of_use_are_told_from_others(name):
+    """Resampled alone, each moves the output much further than any other; the largest other effects are on the page."""
+    trained = loaded(name)
+    effects = {node: trained.effects["resample"][node] for node in Network(trained.model.hf).nodes}
+    assert min(effects[node] for node in trained.nodes) > 5 * max(
+        effect for node, effect in effects.items() if node not in trained.nodes)
+
+
+@pytest.mark.parametrize("method", ["acdc", "eap_ig"])
+@trained_models
+def test_methods_find_the_nodes(name, method):
+    trained = loaded(name)
+    assert auroc(node_scores(scores_of(method, trained, "resample")), trained.nodes) == 1
+
+
+@ablations
+def test_acdc_recovers_the_induction_circuit(ablation):
+    trained = loaded("induction")
+    circuit = scores_of("acdc", trained, ablation).above(trained.threshold[ablation], by="signed")
+    q_and_k = ["input->a0.h2<q>", "input->a0.h2<k>"] if ablation == "zero" else []
+    assert circuit.edge_names == trained.circuit(ablation).edge_names == (
+        *q_and_k, "input->a0.h2<v>", "input->a1.h1<q>", "a0.h2->a1.h1<k>", "input->a1.h1<v>", "a1.h1->logits")
+
+
+def test_area_under_the_curve():
+    assert auroc({"a": 2, "b": 1, "c": 0}, ["a", "b"]) == 1
+    assert auroc({"a": 0, "b": 1, "c": 1}, ["a"]) == 0
+    assert auroc({"a": 1, "b": 1, "c": 0}, ["a"]) == 0.75
+
+
+def test_loading_refuses_other_names():
+    with pytest.raises(AcdcError, match=r"'reverse'.*frac_prevs"):
+        load_trained("reverse")
+    with pytest.raises(AcdcError, match=r"'mean'.*resample"):
+        loaded("induction").circuit("mean")
