@@ -10,6 +10,7 @@ import pytest
 from test_layers import MODULES, in_fresh_python
 
 from acdc.benchmarks.compiled.load import COMPILED
+from acdc.benchmarks.trained.load import TRAINED
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,8 +45,9 @@ def test_a_wheel_holds_every_module(wheel):
     assert names == set(MODULES)
 
 
-def test_a_wheel_holds_the_compiled_models(wheel):
-    files = {f"acdc/benchmarks/compiled/{name}.{kind}" for name in COMPILED for kind in ("json", "safetensors")}
+def test_a_wheel_holds_the_compiled_and_the_trained_models(wheel):
+    models = [*(f"compiled/{name}" for name in COMPILED), *(f"trained/{name}" for name in TRAINED)]
+    files = {f"acdc/benchmarks/{model}.{kind}" for model in models for kind in ("json", "safetensors")}
     assert files == {name for name in wheel if name.endswith((".json", ".safetensors"))}
 
 

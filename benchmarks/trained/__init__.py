@@ -1,0 +1,1 @@
+"""Models that were trained, and of which it is known which nodes do what."""
