@@ -15,7 +15,8 @@ ORDER = ("errors", "output_folder", "graph", "circuit", "task", "metrics", "arch
          "live_state", "resume", "packaged", "models", "discovery", "evaluation", "annotation", "export", "arguments",
          "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
-WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "export"}  # for export
+WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.verdict",
+                   "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers

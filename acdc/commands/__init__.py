@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, models, show, tasks
+from . import calibrate, discover, evaluate, models, show, tasks, test
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "test": test,
     "show": show,
     "tasks": tasks,
     "models": models,
