@@ -24,10 +24,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "complement's from 0, in shares of what the full model does")
     parser.add_argument("--edges", type=int, default=100, help="how many edges of the circuit are cut alone, drawn at "
                         "random")
-    parser.add_argument("--nodes", type=int, default=100, help="how many nodes")
-    parser.add_argument("--random", type=int, default=40, help="random circuits of the same size, of each kind")
-    parser.add_argument("--subsets", type=int, default=10, help="random sets of edges cut in circuit and model alike")
-    parser.add_argument("--inflated", type=int, default=40, help="random edges, added to the circuit, that its own "
+    parser.add_argument("--nodes", type=int, default=50, help="how many nodes")
+    parser.add_argument("--random", type=int, default=20, help="random circuits of the same size, of each kind")
+    parser.add_argument("--subsets", type=int, default=6, help="random sets of edges cut in circuit and model alike")
+    parser.add_argument("--inflated", type=int, default=30, help="random edges, added to the circuit, that its own "
                         "edges are compared with")
     parser.add_argument("--permutations", type=int, default=1000, help="of prompts, in the test of independence")
     parser.add_argument("--epsilon", type=float, default=0.1, help="of the test of equivalence: how far the chance of "

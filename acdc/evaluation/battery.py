@@ -29,10 +29,10 @@ class Settings:
 
     tolerance: float = 0.1
     edges: int = 100
-    nodes: int = 100
-    random: int = 40
-    subsets: int = 10
-    inflated: int = 40
+    nodes: int = 50
+    random: int = 20
+    subsets: int = 6
+    inflated: int = 30
     permutations: int = 1000
     epsilon: float = 0.1
 

@@ -40,7 +40,7 @@ class Cut:
         return f"{self.how}, {n:,} edge{'s' * (n != 1)}"
 
 
-def completeness(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_random: int = 10, tolerance: float = 0.1
+def completeness(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_random: int = 6, tolerance: float = 0.1
                  ) -> TestResult:
     """d(K) = 0 for `n_random` random sets, for each edge of `cut` alone, and for sets chosen against the circuit.
 
@@ -64,7 +64,7 @@ def completeness(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_random: int
     p_values = holm([_p_beyond(bench, values, tolerance, ~chooser if half else chooser | ~chooser)
                      for values, half in zip(everything, held_out, strict=True)])
     estimates = bench.estimates(everything)
-    verdicts: list[Verdict] = ["fail" if p <= ALPHA else "pass" if near(e, 0, tolerance) == "pass" else "undecided"
+    verdicts: list[Verdict] = ["fail" if p <= ALPHA else "pass" if near(e, 0.0, tolerance) == "pass" else "undecided"
                                for e, p in zip(estimates, p_values, strict=True)]
     largest = int(np.argmax([abs(estimate.value) for estimate in estimates]))
     rows = [_row(*row) for row in zip(labels, estimates, p_values, strict=True)]

@@ -114,7 +114,7 @@ def _centred(k: Float[np.ndarray, "prompt prompt"]) -> Float[np.ndarray, "prompt
     return k - k.mean(0) - k.mean(1)[:, None] + k.mean()
 
 
-def minimality(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_inflated: int = 40, quantile: float = 0.9
+def minimality(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_inflated: int = 30, quantile: float = 0.9
                ) -> TestResult:
     """Does each edge matter more than a random edge would, in a random path added to the circuit?
 

@@ -48,7 +48,7 @@ def minimality_of_edges(bench: Bench, circuit: Circuit, cut: EdgesCut, *, tolera
     return _minimality(bench, "edges", names, circuit.n_edges, np.abs(cut.own - cut.gains), tolerance)
 
 
-def minimality_of_nodes(bench: Bench, circuit: Circuit, own: Float[np.ndarray, " prompt"], *, n: int = 100,
+def minimality_of_nodes(bench: Bench, circuit: Circuit, own: Float[np.ndarray, " prompt"], *, n: int = 50,
                         tolerance: float = 0.1) -> TestResult:
     """The same for nodes, of which all edges out are cut at once; the floor is tolerance / (nodes of the circuit).
 
@@ -82,7 +82,7 @@ def _minimality(bench: Bench, kind: str, names: Sequence[str], n_all: int, chang
     of = f"{len(names):,}" if len(names) == n_all else f"{len(names):,} drawn of {n_all:,}"
     reason = f"of {of} {kind}, cutting {int(needed.sum()):,} changes the metric by more than {floor:.2g} of the gap"
     if idle.any():
-        worst = [names[i] for i in np.argsort([e.value for e in estimates]).tolist() if idle[i]]
+        worst = [names[i] for i in np.argsort(changes.mean(1), kind="stable").tolist() if idle[i]]
         reason += f", cutting {len(worst):,} by less: {first_few(worst)}"
     n_open = len(names) - int(needed.sum()) - int(idle.sum())
     reason += f", of {n_open:,} it is open" if n_open else ""

@@ -65,7 +65,7 @@ def draw(circuit: Circuit, kind: str, n: int, seed: int) -> list[Circuit]:
     return [KINDS[kind](circuit, rng) for _ in range(n)]
 
 
-def against_random(bench: Bench, circuit: Circuit, gains: Gains, *, n: int = 40) -> TestResult:
+def against_random(bench: Bench, circuit: Circuit, gains: Gains, *, n: int = 20) -> TestResult:
     """Is the circuit closer to the full model than random circuits of its size?
 
     H0: the circuit is one of them. Its distance is |1 - f|; p = (1 + those at most as far) / (1 + n), for each kind.

@@ -63,7 +63,7 @@ def sensitivity(bench: Bench, circuit: Circuit, *, tolerance: float = 0.1) -> Te
             both = {"of means": there.estimates(row[None])[0], "mean of": mean_of_ratios(there, row)}
             for ratio, estimate in both.items():
                 cells.append({"ablation": ablation, "of": of, "ratio": ratio, **asdict(estimate),
-                              "verdict": near(estimate, 1, tolerance)})
+                              "verdict": near(estimate, 1.0, tolerance)})
     numbers = {"n_edges": {of: one.n_edges for of, one in circuits.items()}, "cells": cells}
     return TestResult("sensitivity", *_conclude(cells), numbers, decides=False)
 

@@ -96,7 +96,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def binomial_tail(k: float, n: int, share: float, *, above: bool) -> float:
+def binomial_tail(k: int, n: int, share: float, *, above: bool) -> float:
     """P(X >= k), or P(X <= k), of X successes in n trials of probability `share`."""
     counts = np.arange(n + 1)
     return float(binomial(n, share)[counts >= k if above else counts <= k].sum())

@@ -13,8 +13,8 @@ def sufficiency(bench: Bench, gains: Gains, *, tolerance: float = 0.1) -> TestRe
     `gains`: the circuit's own. An interval at 95% within the bounds rejects both "below" and "above" them at 2.5%.
     """
     estimate = bench.estimates(gains)[0]
-    return TestResult("sufficiency", near(estimate, 1, tolerance),
-                      near_reason("faithfulness", estimate, 1, tolerance), asdict(estimate))
+    return TestResult("sufficiency", near(estimate, 1.0, tolerance),
+                      near_reason("faithfulness", estimate, 1.0, tolerance), asdict(estimate))
 
 
 def necessity(bench: Bench, circuit: Circuit, *, tolerance: float = 0.1) -> TestResult:
@@ -23,5 +23,5 @@ def necessity(bench: Bench, circuit: Circuit, *, tolerance: float = 0.1) -> Test
     Backups fail it: what takes over where the circuit is cut was no part of it.
     """
     estimate = bench.estimates(bench.gains([circuit.complement()]))[0]
-    return TestResult("necessity", near(estimate, 0, tolerance),
-                      near_reason("faithfulness of all other edges", estimate, 0, tolerance), asdict(estimate))
+    return TestResult("necessity", near(estimate, 0.0, tolerance),
+                      near_reason("faithfulness of all other edges", estimate, 0.0, tolerance), asdict(estimate))
