@@ -118,7 +118,7 @@ class LiveState:
         if self.graph.n_positions > 1:
             change = change * (self.position.new_tensor(places)[:, None, None] == self.position)[..., None]
         more = change.cumsum(0)
-        computed = next(c for c in channels if self._is_computed(c))
+        computed = next(c for c in channels if self.is_computed(c))
         for position, n_kept in enumerate(self.kept[:, channels[0]].sum(0)):
             there = np.nonzero(places == position)[0]
             if 0 < n_kept == len(there):
@@ -162,7 +162,7 @@ class LiveState:
         self.attended = [m[:, start:] - a[:, start:] for m, a in zip(run.mlp_in, run.attn_in, strict=True)
                          ] if self.post_norm else []
 
-    def _is_computed(self, channel: int) -> bool:
+    def is_computed(self, channel: int) -> bool:
         """Whether the state says what this channel reads: only of needed nodes it is kept up to date."""
         node = self.graph.channels[channel].node
         return node.kind == "logits" or bool(self.needed[self.graph.src_index[node.name]])

@@ -2,12 +2,25 @@
 
 from types import ModuleType
 
-from . import benchmark, calibrate, compare, discover, evaluate, export, import_circuit, models, show, tasks
+from . import (
+    benchmark,
+    calibrate,
+    compare,
+    discover,
+    evaluate,
+    export,
+    import_circuit,
+    models,
+    show,
+    tasks,
+    test,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
+    "test": test,
     "compare": compare,
     "benchmark": benchmark,
     "show": show,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.ablation import Replacement, prepare_ablation
+from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, differences, record
 from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
@@ -65,7 +65,7 @@ def exact_effects(
     metric: Metric,
     edges: Int[np.ndarray, " edge"],
     *,
-    ablation: str = "resample",
+    ablation: str | Ablation = "resample",
     graph: Graph | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "edge prompt"]:
@@ -95,7 +95,7 @@ def _patch_edges(
     take: Callable[[np.ndarray, slice, Float[Tensor, "row prompt"]], None],
     *,
     graph: Graph,
-    ablation: str,
+    ablation: str | Ablation,
     progress: bool,
 ) -> None:
     """Patches each edge alone; `take` gets places in `edges`, a range of prompts, and the effects there."""
