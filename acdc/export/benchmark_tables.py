@@ -9,12 +9,12 @@ from typing import Any
 
 Cell = Mapping[str, Any]
 SHOWN = (0.005, 0.01, 0.02, 0.05, 0.1)
-HEADINGS = ("method", *(f"f at {share:.1%}" for share in SHOWN), "CPR", "CMD", "smallest within 10% of 1", "seconds",
-            "peak GiB")
+HEADINGS = ("method", *(f"f at {share:.1%}" for share in SHOWN), "CPR", "CMD", "smallest within 10% of 1",
+            "CPU seconds", "peak GiB")
 NOTE = ("f is the faithfulness of the strongest edges by the method's ranking: signed score, or its size, marked |s|. "
         "CPR ranks by signed score, CMD by its size, on MIB's ten sizes. ± is half of the 95% interval over the "
-        "held-out prompts; of several seeds, the mean and half of their range. Seconds are of discovery; peak memory "
-        "includes the model. Bold: f nearest 1, the lowest CMD, the smallest circuit; CPR has no best, as circuits "
+        "held-out prompts; of several seeds, the mean and half of their range. CPU seconds are of discovery, "
+        "over all threads; peak memory includes the model. Bold: f nearest 1, the lowest CMD, the smallest circuit; CPR has no best, as circuits "
         "may exceed the model. A search with a threshold has one circuit, its own.")
 
 
@@ -48,7 +48,7 @@ def _line(cell: Cell) -> dict[str, Any]:
     if cell["status"] != "done":
         return {**line, "message": cell["message"]}
     line |= {name: cell[name] for name in ("loss", "metric", "by", "n_prompts", "n_test_prompts", "n_edges", "full",
-                                           "empty", "seconds", "evaluation_seconds", "peak_gib")}
+                                           "empty", "seconds", "cpu_seconds", "evaluation_seconds", "peak_gib")}
     for name in ("cpr", "cmd"):
         if cell[name]:
             line |= {name: cell[name]["value"]} | _interval(name, cell[name])
@@ -89,7 +89,7 @@ class Row:
     cmd: Number | None
     smallest: tuple[float, float, float] | None
     own: tuple[float, float, float] | None
-    seconds: float
+    cpu_seconds: float
     peak: float | None
 
 
@@ -127,7 +127,7 @@ def _row(method: str, cells: Sequence[Cell]) -> Row:
         f"{method} |s|" if size else method,
         tuple(number(lambda cell, share=share: f_at(cell, share), "f") for share in SHOWN),
         number(lambda cell: cell["cpr"], "value"), number(lambda cell: cell["cmd"], "value"), circuit("smallest"),
-        circuit("own"), sum(cell["seconds"] for cell in cells) / len(cells),
+        circuit("own"), sum(cell["cpu_seconds"] for cell in cells) / len(cells),
         None if None in peaks else max(peaks),
     )
 
@@ -147,7 +147,7 @@ def table(rows: Sequence[Row], bold: Callable[[str], str]) -> list[list[str]]:
             smallest = f"its own: {_circuit(row.own)}"
         else:
             smallest = marked("smallest", row, _circuit(row.smallest)) if row.smallest else "none below 100%"
-        lines.append([row.method, *found, smallest, f"{row.seconds:.0f}",
+        lines.append([row.method, *found, smallest, f"{row.cpu_seconds:.0f}",
                       "–" if row.peak is None else f"{row.peak:.1f}"])
     return lines
 

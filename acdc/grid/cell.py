@@ -26,17 +26,18 @@ def run_cell(model: Transformer, run: MethodRun, batches: Sequence[Batch], held_
     """The numbers of one cell, as JSON can hold them; docs/benchmark.md says what each is."""
     device = str(model.device)
     own_peak = reset_peak_memory(device)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     scores = discover(model, run, batches, held_out, seed=seed, ablation=ablation, kv=kv, progress=progress)
-    found = time.perf_counter()
+    found, cpu_seconds = time.perf_counter(), time.process_time() - cpu_start
     peak = peak_memory(device) if own_peak else None
     numbers = evaluate(scores, run, held_out)
     return {
         "loss": run.loss or held_out.metric.name, "metric": held_out.metric.name, "by": run.by,
         "n_prompts": sum(map(len, batches)), "n_test_prompts": len(held_out.full), "n_edges": scores.graph.n_edges,
         "full": float(held_out.full.mean()), "empty": float(held_out.empty.mean()), **numbers,
-        "seconds": found - start, "evaluation_seconds": time.perf_counter() - found, "peak_gib": peak,
-        "machine": machine(), "date": datetime.date.today().isoformat(),
+        "seconds": found - start, "cpu_seconds": cpu_seconds,
+        "evaluation_seconds": time.perf_counter() - found,
+        "peak_gib": peak, "machine": machine(), "date": datetime.date.today().isoformat(),
     }
 
 
