@@ -9,6 +9,8 @@ from acdc.arguments import choose, size_of
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
+from .printing import say
+
 HELP = "make a circuit of a JSON file of EAP-IG or MIB's circuit track"
 
 
@@ -67,8 +69,13 @@ def _model(arguments: argparse.Namespace) -> tuple[Any, int | None]:
         return None, arguments.kv_heads
     if arguments.kv_heads is not None:
         raise AcdcError("--kv-heads is what --model tells; leave out one of them")
+    import transformers
+
     from acdc.models import load_model
 
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    say(f"loading {arguments.model}")
     model = load_model(arguments.model, dtype="float32")
     return model, model.n_kv_heads
 
