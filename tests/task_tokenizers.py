@@ -22,17 +22,35 @@ class WholeWords:
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
-        self.get_vocab_words = [f"Ġ{word}" for word in (*PLACES, *OBJECTS)]
+        self.pieces: list[str] = []
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [self.ids.setdefault(piece, len(self.ids)) for piece in PIECES.findall(text)]}
+        for piece in PIECES.findall(text):
+            if piece not in self.ids:
+                self.ids[piece] = len(self.pieces)
+                self.pieces.append(piece)
+        return {"input_ids": [self.ids[piece] for piece in PIECES.findall(text)]}
 
     def decode(self, token_ids: list[int]) -> str:
-        pieces = list(self.ids)
-        return "".join(pieces[i] for i in token_ids)
+        return "".join(self.pieces[i] for i in token_ids)
 
     def get_vocab(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.get_vocab_words)}
+        return {f"Ġ{word}": i for i, word in enumerate((*PLACES, *OBJECTS))}
+
+
+class Remembered:
+    """A tokenizer that reads each text once: tasks ask the same of it again and again."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.get_vocab = tokenizer.get_vocab
+        self.read = cache(lambda text: tokenizer(text)["input_ids"])
+        self.written = cache(lambda ids: tokenizer.decode(list(ids)))
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": list(self.read(text))}
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self.written(tuple(token_ids))
 
 
 @cache

@@ -28,6 +28,7 @@ from acdc.commands.discover import OUTPUTS
 from acdc.discovery import METHODS, masks
 from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
+from acdc.evaluation.task_check import check_task
 from acdc.export.json_file import circuit_from_json, circuit_to_json
 from acdc.live_state import LiveState
 from acdc.metrics import METRICS
@@ -313,11 +314,65 @@ def test_show_tasks_models_and_help(given):
     edges = np.argsort(-np.abs(given.scores.values), kind="stable")[:4]
     names = [given.scores.graph.edge_name(int(edge)) for edge in edges]
     assert (status, err) == (0, "") and [name in out for name in names] == [True] * 3 + [False]
-    assert all(name in run("tasks")[1] for name in TASKS)
+    assert all(f"\n{name} " in f"\n{run('tasks')[1]}" for name in TASKS)
     assert all(name in run("models")[1] for name in (*ARCHITECTURES, *PACKAGED))
     for command in ("discover", "evaluate", "calibrate", "show", "tasks", "models"):
         status, out, _ = run(command, "--help")
         assert status == 0 and "None" not in out and "False" not in out
+
+
+def test_tasks_are_measured(given, tmp_path):
+    """With a tokenizer of few words only two can be made; the others say why."""
+    batches = load_task("ioi", TOKENIZER, n=3).batches(TOKENIZER)
+    check = check_task(given.model, batches)
+    status, out, err = run("tasks", "--model", given.base / "model", "--prompts", 3, "--out", tmp_path / "t.json")
+    assert status == 0, err
+    records = {record["task"]: record for record in json.loads((tmp_path / "t.json").read_text())}
+    assert records.keys() == TASKS.keys() and [name for name in TASKS if "cannot" not in records[name]] == [
+        "ioi", "induction"]
+    assert vars(check).items() <= records["ioi"].items() and records["ioi"]["able"] == check.able
+    assert f"{check.clean:.3f}" in out and "capitals " in out and "cannot be made: capitals needs 2 or more" in out
+    status, out, _ = run("tasks", "ioi", "--tokenizer", given.base / "model")
+    task = load_task("ioi", TOKENIZER, n=4)
+    assert status == 0 and "Wang et al. 2022" in out and repr(task.examples[0].clean) in out
+    assert f"{task.provenance['possible']:.1e}" in out and "S2 " in out
+    status, out, _ = run("tasks", given.base / "task.json", "--model", given.base / "model", "--prompts", 5)
+    assert status == 0 and f"{check_task(given.model, given.batches).clean:.3f}" in out
+
+
+def test_mistakes_about_tasks(given, tmp_path):
+    for arguments, message in (
+        (("--out", tmp_path / "t.json"), "--out needs --tokenizer or --model"),
+        (("--model", "x", "--tokenizer", "y"), "give one"), (("--prompts", 0), "--prompts 0: it must be at least 1"),
+        (("ioo", "--tokenizer", given.base / "model"), "unknown task 'ioo'. Did you mean 'ioi'"),
+        (("--tokenizer", tmp_path), "cannot load a tokenizer for"),
+    ):
+        assert message in refused(tmp_path, "tasks", *arguments)[0]
+
+
+def test_a_circuit_found_on_one_part_is_measured_on_the_other(given, tmp_path, quick):
+    rows = [{**row, "template": str(i % 2)} for i, row in enumerate(given.rows)]
+    (tmp_path / "task.json").write_text(json.dumps(rows))
+    options = ("--task", tmp_path / "task.json", "--size", 9, "--split", "train", "--out", tmp_path / "found")
+    assert run(*given.discover[:3], *options)[0] == 0
+    circuit, known = read(tmp_path / "found"), read(tmp_path / "found").provenance
+    assert (known["split"], known["split_by"], known["n_prompts"]) == ("train", "template", 3)
+    for asked, split in ((("--split", "test"), "test"), ((), "train")):
+        more = () if not asked else ("--prompts", 2)
+        status, out, err = run("evaluate", tmp_path / "found", *asked, *more, "--out", tmp_path / "e.json")
+        assert status == 0, err
+        batches = load_task(tmp_path / "task.json", TOKENIZER, split=split).batches(TOKENIZER)
+        record = json.loads((tmp_path / "e.json").read_text())
+        assert record["faithfulness"] == faithfulness(given.model, circuit, batches).faithfulness
+        assert record["split"] == split and f"split {split}" in out
+
+
+def test_a_circuit_file_cannot_have_python_run(given, tmp_path):
+    text = edited("task_source", str(tmp_path / "mine.py"))((given.base / "found" / "circuit.json").read_text())
+    (tmp_path / "circuit.json").write_bytes(text)
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    message, _ = refused(tmp_path, "evaluate", tmp_path / "circuit.json")
+    assert "only run if you ask for it" in message
 
 
 def test_the_seed_chooses_the_prompts(given, tmp_path, quick):

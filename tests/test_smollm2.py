@@ -8,9 +8,11 @@ from naive import NaiveModel
 from acdc.ablation import prepare_ablation
 from acdc.discovery.eap_ig import eap_ig
 from acdc.evaluation.faithfulness import faithfulness_curve
+from acdc.evaluation.task_check import check_task
 from acdc.metrics import METRICS
 from acdc.models import load_model
 from acdc.patching import run_circuit
+from acdc.tasks import TASKS, load_task
 from acdc.tasks.ioi import ioi
 
 
@@ -68,3 +70,12 @@ def test_faithfulness_of_ioi_circuits(model):
     small, large = (point.faithfulness for point in magnitude.points)
     assert 0.35 < small < 0.75 < large < 1.1
     assert all(point.faithfulness > 2 for point in signed.points)
+
+
+UNABLE = {"induction", "mcqa", "colored_objects"}
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in UNABLE])
+def test_it_does_the_tasks_that_the_docs_say_it_does(model, name):
+    check = check_task(model, load_task(name, model.tokenizer, n=12).batches(model.tokenizer))
+    assert check.accuracy >= 0.75 and check.clean > check.corrupted + 1 and check.corrupted_accuracy < check.accuracy

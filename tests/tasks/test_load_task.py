@@ -1,31 +1,17 @@
-"""A task is found by name or by path, and every listed builder obeys one contract."""
+"""A task is found by name or by path, which may be a builder in a Python file."""
 
+import hashlib
 import json
 
 import pytest
 from tiny_tokenizer import tiny_tokenizer
 
 from acdc.errors import AcdcError
-from acdc.metrics import METRICS
-from acdc.tasks import TASKS, load_task
+from acdc.tasks import load_task
 
 TOKENIZER = tiny_tokenizer()
 EXAMPLE = {"clean": "When Adam and Amy met, Amy said to", "corrupted": "When Adam and Amy met, Alan said to",
            "answer": " Adam", "wrong": " Amy"}
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_contract(name):
-    task = load_task(name, TOKENIZER, n=8, seed=2)
-    assert task == TASKS[name](TOKENIZER, n=8, seed=2)
-    assert len(task) == 8 and len(load_task(name, TOKENIZER)) == 32
-    assert task.name == name and task.metric in METRICS and task.description and task.source
-    assert (task.provenance["builder"], task.provenance["n"], task.provenance["seed"]) == (name, 8, 2)
-    assert json.loads(json.dumps(task.provenance)) == task.provenance
-    (batch,) = task.batches(TOKENIZER)
-    assert len(batch) == 8
-    assert all(0 <= p < batch.clean.shape[1] for e in task.examples for p in e.roles.values())
-    assert (TASKS[name].__doc__ or "").splitlines()[0].endswith(".") or "->" in (TASKS[name].__doc__ or "")
 
 
 def test_options_reach_the_builder():
@@ -49,3 +35,49 @@ def test_files(tmp_path):
 def test_unknown_name():
     with pytest.raises(AcdcError, match="unknown task 'iou'. Did you mean 'ioi'.*induction.*json, .jsonl, .csv or .py"):
         load_task("iou", TOKENIZER)
+
+
+BUILDER = """
+from acdc.task import Example, Task
+
+def mine(tokenizer, *, n=2, seed=0, answer=" Adam"):
+    example = Example("When Adam and Amy met, Amy said to", "When Adam and Amy met, Alan said to", answer, " Amy")
+    return Task("mine", (example,) * n, provenance={"n": n, "seed": seed})
+"""
+
+
+def test_python_files(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(BUILDER)
+    task = load_task(path, TOKENIZER, n=3, seed=5, answer=" Alan")
+    assert len(task) == 3 and task.examples[0].answer == " Alan"
+    sha256 = hashlib.sha256(BUILDER.encode()).hexdigest()
+    assert task.provenance == {"n": 3, "seed": 5, "file": "mine.py", "sha256": sha256}
+    for option, value in (("split", "test"), ("answers", 1)):
+        with pytest.raises(AcdcError, match=f"unknown option of task 'mine' '{option}'"):
+            load_task(path, TOKENIZER, **{option: value})
+    for content, message in (
+        ("1 +", "cannot be run: SyntaxError"), ("1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
+        ("x = 1", "defines no function 'mine'"),
+        ("def mine(tokenizer, *, seed=0): return 3", "must return an acdc.task.Task, not int"),
+    ):
+        path.write_text(content)
+        with pytest.raises(AcdcError, match=message):
+            load_task(path, TOKENIZER)
+    with pytest.raises(AcdcError, match=r"none\.py cannot be read: No such file"):
+        load_task(tmp_path / "none.py", TOKENIZER)
+
+
+def test_files_are_split_by_template(tmp_path):
+    rows = [{**EXAMPLE, "template": template} for template in "abcabd"]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows))
+    train, test = (load_task(path, TOKENIZER, split=split) for split in ("train", "test"))
+    assert ["".join(example.template for example in task.examples) for task in (train, test)] == ["aca", "bbd"]
+    assert (test.provenance["split"], test.provenance["by"], test.provenance["possible"]) == ("test", "template", 3)
+    assert len(load_task(path, TOKENIZER, split="test", n=2)) == 2
+    with pytest.raises(AcdcError, match="can only be split by template"):
+        load_task(path, TOKENIZER, split="test", by="word")
+    path.write_text(json.dumps([EXAMPLE]))
+    with pytest.raises(AcdcError, match="cannot be split: its examples name no `template`"):
+        load_task(path, TOKENIZER, split="test")
