@@ -4,7 +4,7 @@
 
 In each model six circuits are tested, on 32 random prompts: the planted one; one in a model whose nodes leak into each
 other; two random ones of its size, matched and connected; the planted one without one of its edges; and with ten more.
-What removing that edge does for good is measured on 2,048 other prompts, as is whether the interval of faithfulness
+What removing that edge does for good is measured on 1,024 other prompts, as is whether the interval of faithfulness
 contains the value there.
 """
 
@@ -29,7 +29,7 @@ from acdc.evaluation.verdict import Battery
 from acdc.metrics import METRICS
 
 DECIDING = ("sufficiency", "necessity", "completeness", "minimality_edges", "minimality_nodes", "random")
-LEAK, N_ADDED, N_PROMPTS, N_POPULATION = 1e-3, 10, 32, 2048
+LEAK, N_ADDED, N_PROMPTS, N_POPULATION = 1e-3, 10, 32, 1024
 QUICK = Settings(random=20, subsets=4)
 METRIC = METRICS["logit_difference"]
 
@@ -128,7 +128,7 @@ def main() -> None:
         about = ("Random GPT-2s of 3 layers of 3 heads (172 edges) in which 4 to 25 edges are planted and no other "
                  f"carries anything; 32 random prompts, logit difference, resample ablation, the tests that decide, "
                  f"tolerance 0.1. A leak: nodes of the circuit read {LEAK:g} of what they should not. Circuits without "
-                 "an edge are sorted by their faithfulness f on 2,048 other prompts: where f stays within the "
+                 "an edge are sorted by their faithfulness f on 1,024 other prompts: where f stays within the "
                  "tolerance, only idle edges that the removed one led to or from can give them away. " + coverage)
         write_table(arguments.results, "battery", title="Tests of planted circuits", about=about,
                     command=f"python -m acdc.benchmarks.battery --models {arguments.models}",

@@ -26,6 +26,8 @@ from acdc.architectures import ARCHITECTURES
 from acdc.cli import main
 from acdc.commands.discover import OUTPUTS
 from acdc.discovery import METHODS, masks
+from acdc.evaluation.battery import Settings, run_battery
+from acdc.evaluation.bench import prepare_bench
 from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.evaluation.task_check import check_task
@@ -718,3 +720,45 @@ def test_an_interrupted_acdc_goes_on_from_its_journal(given, tmp_path, quick, mo
     assert not (tmp_path / "resumed.journal").exists()
     assert read(tmp_path / "resumed").scores == read(tmp_path / "whole").scores
     assert read(tmp_path / "whole").scores.provenance["method_options"]["shortlist"].endswith("removed untested")
+
+
+QUICK_TEST = ["--random", 19, "--inflated", 29, "--edges", 6, "--resamples", 200]
+
+
+def test_test_prints_and_writes_what_the_library_says(given, tmp_path):
+    only = ("sufficiency", "minimality_edges", "shi_equivalence")
+    out = tmp_path / "tests.json"
+    status, printed, err = run("test", given.base / "found", "--only", ",".join(only), "--out", out, *QUICK_TEST,
+                               "--batch-size", 3, "--other-task", given.base / "other.json",
+                               "--other-circuit", given.base / "found")
+    assert status == 0, err
+    assert set(tmp_path.iterdir()) == {out, tmp_path / "tests.md"}
+    page, record = (tmp_path / "tests.md").read_text(), json.loads(out.read_text())
+    assert printed == f"{page}written to {out} and {tmp_path / 'tests.md'}\n"
+    bench = prepare_bench(given.model, given.batches, METRICS["logit_difference"], n_resamples=200)
+    settings = Settings(random=19, inflated=29, edges=6)
+    expected = run_battery(bench, given.circuit, settings, only=only)
+    assert record["tests"][:3] == json.loads(json.dumps([vars(result) for result in expected.results]))
+    assert [test["name"] for test in record["tests"][3:]] == [
+        "dissociation from other", "dissociation from another circuit"]
+    assert (record["verdict"], record["settings"]["edges"], record["n_prompts"]) == (expected.verdict, 6, 5)
+    for test in record["tests"]:
+        assert f"- **{test['verdict']}** {test['name']}: {test['reason']}" in page
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--only", "sufficency"], "unknown test 'sufficency'"),
+    (["--only", ","], "names no test"),
+    (["--tolerance", 0], "tolerance 0.0"),
+    (["--random", 5], "random 5: it must be at least 19"),
+    (["--resamples", 5], "5 resamples are too few"),
+    (["--out", "page.md"], "give the name of the JSON file"),
+    (["--other-circuit", "nowhere"], "no circuit file"),
+    (["--other-task", "nowhere"], "nowhere"),
+    (["--prompts", 1], "one prompt has no spread"),
+])
+def test_test_refuses(given, arguments, says):
+    before = sorted(given.base.iterdir())
+    status, out, err = run("test", given.base / "found", *arguments)
+    assert (status, out) == (1, "") and says in err, err
+    assert sorted(given.base.iterdir()) == before

@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in only:
         if name not in TESTS:
             raise unknown_name("test", name, TESTS)
+    if not only:
+        raise AcdcError(f"--only {arguments.only!r} names no test; name some of {', '.join(TESTS)}")
     _check_out(arguments.out)
     circuit = read_circuit(arguments.circuit)
     other_circuit = None if arguments.other_circuit is None else read_circuit(arguments.other_circuit)
