@@ -43,8 +43,8 @@ a batch's prompts, where not said otherwise; 5 steps.
 
 Largest difference: of an edge's two scores, as a share of the largest |score|. Factor: what ours are multiplied by to
 come nearest to theirs. Top 1%: how many of our strongest edges by |score| are among theirs; edges as strong as the last
-one, within 1e-5 of the largest, are ties, and count. Where the two differ, the last column says why; what it names is
-taken away in the row below it."""
+one, within 1e-5 of the largest, are ties, and count. Where the two differ, the last column says why, and rows below,
+where that can be, compare without it."""
 TIE = 1e-5  # of the largest |score|
 TOP = 0.01
 
@@ -53,7 +53,7 @@ TOP = 0.01
 class Comparison:
     """What one row compares: a run of the peer, and the method of ours with its options.
 
-    `model`: as it is, or without position embedding. `edges`: all, or a part named in `PARTS`.
+    `model`: as it is, without position embedding, or a small one. `edges`: all, or a part named in `PARTS`.
     """
 
     title: str
@@ -72,7 +72,7 @@ PARTS = {
     "not into logits": lambda src, dst: dst != "logits",
 }
 
-NO_POSITION = "without position embedding"
+NO_POSITION, SMALL = "without position embedding", "small"
 LAST_ONLY = "theirs sums over the last token only, divides by the length and then averages over all nodes"
 EAP_IG = (
     Comparison("EAP", {"method": "EAP"}, "eap"),
@@ -83,7 +83,8 @@ EAP_IG = (
     Comparison("EAP-IG (activations)", {"method": "EAP-IG-activations"}, "eap_ig_activations", {"gradients": "all"}),
     Comparison("EAP-IG (activations) against our default", {"method": "EAP-IG-activations"}, "eap_ig_activations",
                remark="ours takes for an edge the gradients of its own src's sublayer, theirs the mean over all"),
-    Comparison("exact", {"method": "exact", "reduce": "each"}, "exact"),
+    Comparison("exact, model of 2 layers, 4 heads, width 64", {"method": "exact", "reduce": "each"}, "exact",
+               model=SMALL),
     Comparison("EAP in batches of 8", {"method": "EAP", "batch_size": 8}, "eap"),
     Comparison("EAP in batches of 8, mean loss", {"method": "EAP", "batch_size": 8, "reduce": "mean"}, "eap",
                remark="with the notebooks' mean over a batch, their division by the number of prompts comes on top: "
@@ -91,7 +92,7 @@ EAP_IG = (
     Comparison("EAP, mean ablation by position", {"method": "EAP", "intervention": "mean-positional"}, "eap",
                {"ablation": "mean"}),
     Comparison("EAP, mean ablation", {"method": "EAP", "intervention": "mean"}, "eap",
-               {"ablation": "mean_over_positions"}, remark=f"the mean: {LAST_ONLY}"),
+               {"ablation": "mean_over_positions"}, remark=f"the mean: by its code, {LAST_ONLY}"),
     Comparison("EAP, zero ablation", {"method": "EAP", "intervention": "zero"}, "eap", {"ablation": "zero"},
                remark="the position embedding, which is in no node of theirs, and in `input` of ours"),
     Comparison("EAP, zero ablation, edges not out of input", {"method": "EAP", "intervention": "zero"}, "eap",
@@ -240,7 +241,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, (batch,) = random_gpt2(arguments.layers, arguments.heads, arguments.width, arguments.difference)
-    models = {"as it is": model, NO_POSITION: without_position_embedding(model)}
+    models = {"as it is": model, NO_POSITION: without_position_embedding(model),
+              SMALL: random_gpt2(2, 4, 64)[0]}
     lines, known = table(arguments, models, batch)
     if arguments.results:
         setting = {key: getattr(arguments, key) for key in ("layers", "heads", "width", "difference", "threads")}

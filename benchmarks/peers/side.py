@@ -18,7 +18,7 @@ class PeerMissingError(Exception):
 
 
 def ask(python: str, script: str, model: Transformer, batch: Batch, **request: Any) -> Any:
-    """What `script` of this folder answers about the model and prompts, in the environment of `python`.
+    """What `script`, of this folder or at that path, answers about the model and prompts, in the environment of `python`.
 
     Raises `PeerMissingError` where an import fails there, `SystemExit` with the end of its errors where anything else
     does.
@@ -30,7 +30,7 @@ def ask(python: str, script: str, model: Transformer, batch: Batch, **request: A
         prompts = {key: getattr(batch, key).tolist() for key in ("clean", "corrupted", "answer", "wrong")}
         (folder / "request.json").write_text(json.dumps(
             {"folder": str(folder / "model"), "threads": threads, **prompts, **request}))
-        command = [python, "-W", "ignore", str(Path(__file__).with_name(script)), str(folder / "request.json"),
+        command = [python, "-W", "ignore", str(Path(__file__).parent / script), str(folder / "request.json"),
                    str(folder / "answer.json")]
         environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": str(threads)}
         try:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from acdc.benchmarks.acdc_speed import random_gpt2
-from acdc.benchmarks.auto_circuit_side import name_of
-from acdc.benchmarks.peer_acdc import decide_in_order, jaccard
+from acdc.benchmarks.peers.auto_circuit_side import name_of
+from acdc.benchmarks.peers.decisions import decide_in_order, jaccard
 from acdc.circuit import Circuit
 from acdc.discovery.acdc_sequential import acdc_sequential
 
