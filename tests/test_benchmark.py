@@ -17,9 +17,10 @@ from acdc.benchmarks import grid as grid_record
 from acdc.commands.benchmark import split_prompts
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
+from acdc.evaluation.bench import prepare_bench
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
-from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve, measure
-from acdc.evaluation.held_out import areas, faithfulness_of, hold_out, interval
+from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
+from acdc.evaluation.significance import interval
 from acdc.grid.folder import GridFolder
 from acdc.grid.method_run import MethodRun, parse_method
 from acdc.machine import peak_memory, reset_peak_memory
@@ -223,28 +224,19 @@ def test_texts_that_mean_no_method(text, message):
     assert message in str(error.value)
 
 
-def test_intervals_and_areas(parts):
+def test_intervals_are_over_the_held_out_prompts(given, parts):
     model, train, batches = parts
-    held_out = hold_out(model, batches, METRICS["logit_difference"])
-    scores = METHODS["random"](model, batches)
-    circuits = [scores.top(n, by="signed") for n in (0, 40, 40, 80, scores.graph.n_edges)]
-    metrics = held_out.metrics(circuits)
-    expected = measure(model, circuits, batches, METRICS["logit_difference"]).numpy()
-    np.testing.assert_allclose(metrics, expected[2:], atol=1e-5)
-    resampled = faithfulness_of(metrics, held_out, n_draws=50, seed=3)
-    rng, n = np.random.default_rng(3), metrics.shape[1]
-    for draw, counts in zip(resampled.draws, rng.multinomial(n, np.full(n, 1 / n), 50), strict=True):
-        rows = np.repeat(np.arange(n), counts)
-        full, empty = held_out.full[rows].mean(), held_out.empty[rows].mean()
-        np.testing.assert_allclose(draw, (metrics[:, rows].mean(1) - empty) / (full - empty), rtol=1e-9)
-    assert resampled.interval(0) == (0, 0) and resampled.interval(4) == pytest.approx((1, 1))
-    low, high = np.quantile(resampled.draws[:, 1], [0.025, 0.975])
-    assert resampled.interval(1) == pytest.approx((low, high))
-    assert interval(np.array([1.0, np.inf])) == (None, None)
-    fractions = [0, 0.2, 0.7, 0.9, 1.0]
-    points = tuple(CurvePoint(x, 0, 0, f) for x, f in zip(fractions, resampled.values, strict=True))
-    curve, found = Curve("signed", "", 0, 0, 0, points), areas(fractions, resampled.values[None])
-    assert (found["cpr"][0], found["cmd"][0]) == pytest.approx((curve.cpr, curve.cmd))
+    bench = prepare_bench(model, batches, METRICS["logit_difference"])
+    scores = METHODS["eap"](model, train.batches(TOKENIZER))
+    gains = bench.gains([scores.top(int(x * scores.graph.n_edges), by="signed") for x in MIB_FRACTIONS])
+    curve = cells(given / "out")["eap"]["curves"]["signed"]
+    for point, estimate in zip(curve["points"], bench.estimates(gains), strict=True):
+        assert point["interval"] == pytest.approx([estimate.low, estimate.high], abs=1e-3)
+    drawn = [Curve("signed", "", 0, 0, 0, tuple(map(CurvePoint, MIB_FRACTIONS, [0] * 10, [0] * 10, f)))
+             for f in bench.draws(gains).T.tolist()]
+    for name in ("cpr", "cmd"):
+        expected = interval(np.array([[getattr(one, name) for one in drawn]]), bench.n_prompts)[0]
+        assert curve[name]["interval"] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_the_grid_on_the_page_of_results(given, tmp_path):

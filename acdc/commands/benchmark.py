@@ -96,7 +96,7 @@ class Prompts:
     """The prompts of a task, tokenizer and seed: those that methods get, and the others, ready to measure on."""
 
     train: Any
-    held_out: Any
+    bench: Any
     batch_size: int
     model: Any
 
@@ -176,7 +176,7 @@ class Grid:
         for run, cell in cells:
             say(f"[{self.n_done + 1}/{self.n_cells}] {_title(cell)} ...")
             try:
-                result = run_cell(model, run, prompts.batches(run.prompts), prompts.held_out, seed=seed,
+                result = run_cell(model, run, prompts.batches(run.prompts), prompts.bench, seed=seed,
                                   ablation=self.arguments.ablation, kv=self.arguments.kv,
                                   progress=sys.stderr.isatty())
                 result = {"status": "done", "task_name": prompts.train.name, **result}
@@ -185,7 +185,7 @@ class Grid:
             self._count(self.folder.store(cell, {**known, **result}))
 
     def _prompts(self, model: Any, task: str, seed: int) -> Prompts:
-        from acdc.evaluation.held_out import hold_out
+        from acdc.evaluation.bench import prepare_bench
         from acdc.metrics import METRICS
         from acdc.models import check_prompts
 
@@ -195,7 +195,7 @@ class Grid:
         check_prompts(model, prompts.batches(None))
         batches = test.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
         check_prompts(model, batches)
-        return replace(prompts, held_out=hold_out(model, batches, METRICS[test.metric], ablation=arguments.ablation))
+        return replace(prompts, bench=prepare_bench(model, batches, METRICS[test.metric], ablation=arguments.ablation))
 
     def _count(self, cell: Mapping[str, Any], note: str = "") -> None:
         self.n_done += 1

@@ -100,6 +100,7 @@ def measure(
 ) -> Float[Tensor, "circuit prompt"]:
     """The metric of every prompt in the full model, in the empty circuit, then in each circuit.
 
+    Cost a batch: a forward pass each for the first two, and one circuit run for each different circuit but these.
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
     replace = prepare_ablation(model, batches, ablation)
@@ -110,11 +111,16 @@ def measure(
             with torch.no_grad(), frozen(model):
                 reference = model.logits(record(model, batch.clean).final[:, -1])
                 empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-            rows = [reference, empty]
+            rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
+            known: dict[bytes, Tensor] = {}
             for circuit in circuits:
-                rows.append(run_circuit(model, batch, circuit, replacement))
+                key = circuit.kept.tobytes()
+                if key not in known:
+                    known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
+                                  metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
+                rows.append(known[key])
                 bar.update()
-            columns.append(torch.stack([metric(logits, batch, reference).double() for logits in rows]))
+            columns.append(torch.stack(rows))
     values = torch.cat(columns, dim=1)
     _check_separation(values, batches, metric)
     return values
