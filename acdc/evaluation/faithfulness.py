@@ -103,24 +103,26 @@ def measure(
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
     replace = prepare_ablation(model, batches, ablation)
-    columns = []
+    columns, right = [], []
     with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
         for batch in batches:
             replacement = replace(batch)
             with torch.no_grad(), frozen(model):
                 reference = model.logits(record(model, batch.clean).final[:, -1])
                 empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+            right.append(METRICS["accuracy"](reference, batch, reference))
             rows = [reference, empty]
             for circuit in circuits:
                 rows.append(run_circuit(model, batch, circuit, replacement))
                 bar.update()
             columns.append(torch.stack([metric(logits, batch, reference).double() for logits in rows]))
     values = torch.cat(columns, dim=1)
-    _check_separation(values, batches, metric)
+    _check_separation(values, batches, metric, float(torch.cat(right).mean()))
     return values
 
 
-def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric) -> None:
+def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
+                      accuracy: float) -> None:
     """Refuses a metric that is no better on the clean run than with everything cut."""
     sign = 1 if metric.higher_is_better else -1
     gaps = sign * (values[0] - values[1])
@@ -134,6 +136,7 @@ def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence
     raise AcdcError(
         f"metric {metric.name!r} does not separate the clean run (mean {float(values[0].mean()):.4g}) from the ablated "
         f"one (mean {float(values[1].mean()):.4g}), so no circuit can be found for it. Worst prompt: {example.clean!r} "
-        f"against {example.corrupted!r} ({float(values[0, worst]):.4g} against {float(values[1, worst]):.4g}). Check "
+        f"against {example.corrupted!r} ({float(values[0, worst]):.4g} against {float(values[1, worst]):.4g}). On "
+        f"{accuracy:.0%} of the clean prompts the answer's logit is above the wrong answer's. Check "
         "that the model can do the task, and that the corrupted prompt takes the answer away"
     )
