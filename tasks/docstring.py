@@ -21,7 +21,7 @@ WORDS = (
     "result", "role", "root", "rule", "score", "shape", "sign", "source", "start", "step", "string", "style",
     "target", "title", "token", "total", "unit", "update", "version", "view", "width", "word", "address", "area",
     "base", "block", "board", "body", "box", "branch", "case", "cell", "chain", "channel", "check", "city", "class",
-    "client", "color", "content", "cost",
+    "client", "content", "cost",
 )
 
 

@@ -94,6 +94,7 @@ class Words:
     def keep(self, kind: str, given: Sequence[Any], usable: Sequence[Any], at_least: int = 1,
              option: str = "") -> list[Any]:
         """The part asked for of the `usable` ones, words or rows, out of all those `given`."""
+        given = list(dict.fromkeys(given))
         split = [word for word in given if word not in usable]
         kept = self.held_out.of_words(usable)
         if len(kept) < at_least:

@@ -360,8 +360,7 @@ def test_a_circuit_found_on_one_part_is_measured_on_the_other(given, tmp_path, q
     circuit, known = read(tmp_path / "found"), read(tmp_path / "found").provenance
     assert (known["split"], known["split_by"], known["n_prompts"]) == ("train", "template", 3)
     for asked, split in ((("--split", "test"), "test"), ((), "train")):
-        more = () if not asked else ("--prompts", 2)
-        status, out, err = run("evaluate", tmp_path / "found", *asked, *more, "--out", tmp_path / "e.json")
+        status, out, err = run("evaluate", tmp_path / "found", *asked, "--out", tmp_path / "e.json")
         assert status == 0, err
         batches = load_task(tmp_path / "task.json", TOKENIZER, split=split).batches(TOKENIZER)
         record = json.loads((tmp_path / "e.json").read_text())

@@ -26,7 +26,8 @@ MOST_PROMPT_SCORES = 2**29  # bytes; several times as much is used on the way
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
-    parser.add_argument("--task", default="ioi", help="a built-in task, or a .json, .jsonl or .csv file of prompts")
+    parser.add_argument("--task", default="ioi", help="a built-in task, a .json, .jsonl or .csv file of "
+                        "prompts, or a .py file that makes them (and is run)")
     parser.add_argument("--method", default="eap_ig", help="eap, eap_ig, eap_ig_activations, "
                           "eap_clean_corrupted, relp, gim, node_attribution, hisp, ifr, exact, acdc, acdc_sequential, "
                           "edge_pruning, subnetwork_probing, ugs, ensemble or random")

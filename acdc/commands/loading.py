@@ -61,6 +61,9 @@ def load_again(arguments: argparse.Namespace, circuit: Any, known: Mapping[str, 
 
 def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
     """Takes what was not given from the circuit. How many prompts, and of which part, holds for its own task only."""
+    given = getattr(arguments, "split", None)
+    if given not in (None, known.get("split")) and Path(str(known.get("task_source"))).suffix:
+        known = {**known, "n_prompts": None}  # another part of a file may hold fewer
     for key in ("split", "split_by"):  # None: all prompts
         if getattr(arguments, key, None) is None:
             setattr(arguments, key, known.get(key) if arguments.task is None else None)

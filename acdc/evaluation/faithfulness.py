@@ -104,7 +104,7 @@ def measure(
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
     replace = prepare_ablation(model, batches, ablation)
-    columns = []
+    columns, right = [], []
     with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
         for batch in batches:
             replacement = replace(batch)
@@ -113,6 +113,7 @@ def measure(
                 empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
             rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
             known: dict[bytes, Tensor] = {}
+            right.append(METRICS["accuracy"](reference, batch, reference))
             for circuit in circuits:
                 key = circuit.kept.tobytes()
                 if key not in known:
@@ -122,11 +123,12 @@ def measure(
                 bar.update()
             columns.append(torch.stack(rows))
     values = torch.cat(columns, dim=1)
-    _check_separation(values, batches, metric)
+    _check_separation(values, batches, metric, float(torch.cat(right).mean()))
     return values
 
 
-def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric) -> None:
+def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
+                      accuracy: float) -> None:
     """Refuses a metric that is no better on the clean run than with everything cut."""
     sign = 1 if metric.higher_is_better else -1
     gaps = sign * (values[0] - values[1])
@@ -140,6 +142,7 @@ def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence
     raise AcdcError(
         f"metric {metric.name!r} does not separate the clean run (mean {float(values[0].mean()):.4g}) from the ablated "
         f"one (mean {float(values[1].mean()):.4g}), so no circuit can be found for it. Worst prompt: {example.clean!r} "
-        f"against {example.corrupted!r} ({float(values[0, worst]):.4g} against {float(values[1, worst]):.4g}). Check "
+        f"against {example.corrupted!r} ({float(values[0, worst]):.4g} against {float(values[1, worst]):.4g}). On "
+        f"{accuracy:.0%} of the clean prompts the answer's logit is above the wrong answer's. Check "
         "that the model can do the task, and that the corrupted prompt takes the answer away"
     )

@@ -165,7 +165,7 @@ def test_split_errors(tmp_path):
     with pytest.raises(AcdcError, match=r"of 1 template\(s\) of one length cannot be split by template"):
         load_task("ioi", tokenizer, split="test", templates=["When {IO} and {S} met, {S} said to"])
     with pytest.raises(AcdcError, match="ioi needs 3 or more names .* 4 of 4, 2 of them in the part 'test'"):
-        load_task("ioi", tokenizer, split="test", by="word", names=["Adam", "Amy", "Alan", "Andrew"])
+        load_task("ioi", TOKENIZERS["whole"], split="test", by="word", names=["Adam", "Amy", "Alan", "Andrew"])
 
 
 @pytest.mark.parametrize("name", TASKS)
