@@ -11,7 +11,7 @@ from conftest import make_batch, tiny
 from scipy import stats
 
 from acdc.ablation import prepare_ablation
-from acdc.benchmarks.battery import QUICK, effect_class, simulate, variants, verdicts_on
+from acdc.benchmarks.battery import QUICK, effect_class, simulate, variants
 from acdc.benchmarks.planted import LENGTH, VOCAB, draw_prompts, plant
 from acdc.circuit import Circuit
 from acdc.discovery.exact import exact_effects
@@ -286,14 +286,14 @@ def test_the_gap_of_completeness_is_that_of_circuit_and_model(planted, planted_b
 
 
 def test_rates_on_planted_circuits(monkeypatch):
-    """Two models, six circuits each: the same as the benchmark counts on many."""
+    """One model, six circuits: the same as the benchmark counts on many."""
     monkeypatch.setattr("acdc.benchmarks.battery.N_POPULATION", 128)
-    found, inside, n = simulate(2, seed=100)
+    found, inside, n = simulate(1, seed=100)
     assert {kind: tally.verdicts["pass"] for kind, tally in found.items() if tally.verdicts["pass"]} == {
-        "planted": 2, "planted, leaking": 2}
-    for kind in ("random, matched", "random, connected", "with ten more", effect_class(0.3)):
-        assert set(found[kind].verdicts) <= {"fail"}, kind
-    assert sum(found[effect_class(d)].verdicts.total() for d in (0.3, 0.15, 0.0)) == 2
+        "planted": 1, "planted, leaking": 1}
+    for kind in ("random, matched", "random, connected", "with ten more"):
+        assert found[kind].verdicts == {"fail": 1}, kind
+    assert sum(found[effect_class(d)].verdicts.total() for d in (0.3, 0.15, 0.0)) == 1
     assert 0 <= inside <= n
 
 
@@ -350,8 +350,3 @@ def test_what_cannot_be_tested_is_refused(bench, planted):
     for wrong in ({"tolerance": 0.0}, {"epsilon": 0.5}, {"random": 18}, {"edges": 0}, {"inflated": 28}):
         with pytest.raises(AcdcError, match=next(iter(wrong))):
             Settings(**wrong)
-
-
-def test_verdicts_on_repeats(planted):
-    first, second = (verdicts_on(planted, planted.circuit, 3, replace(QUICK, edges=3)) for _ in range(2))
-    assert first == second
