@@ -18,7 +18,7 @@ class PeerMissingError(Exception):
 
 
 def ask(python: str, script: str, model: Transformer, batch: Batch, **request: Any) -> Any:
-    """What `script`, of this folder or at that path, answers about the model and prompts, in the environment of `python`.
+    """What `script`, of this folder or at that path, answers about the model and prompts, run by `python`.
 
     Raises `PeerMissingError` where an import fails there, `SystemExit` with the end of its errors where anything else
     does.

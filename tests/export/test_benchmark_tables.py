@@ -69,7 +69,8 @@ def test_markdown_and_latex_say_it():
     assert "## t_1 in model\n1,000 edges; 4 held-out prompts, seed 0; logit_difference 3.000" in text
     assert "- failed: exact: no" in text
     latex = results_latex(cells, SETTINGS)
-    assert r"acdc:shortlist=5\% & --" in latex and r"\caption{t\_1 in model." in latex and "% failed: exact: no" in latex
+    assert r"acdc:shortlist=5\% & --" in latex and r"\caption{t\_1 in model." in latex
+    assert "% failed: exact: no" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{table}") == 2
 
 
