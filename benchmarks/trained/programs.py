@@ -108,10 +108,10 @@ PROGRAMS = {
             "balance": Variable("m1", ("opened", "closed"), lambda opened, closed: opened - closed),
         }),
     "detect_ab": Program(
-        "the fraction of the tokens up to here that are a b right after an a", "abc", 6, 0, {
+        "1 if a b has come right after an a, up to here, else 0", "abc", 6, 2, {
             "before": Variable("a0.h1", ("tokens",), before, "v"),
             "ab": Variable("m0", ("before", "tokens"), lambda before, tokens: ((before == 1) & (tokens == 2)).float()),
-            "fraction": Variable("a1.h2", ("ab",), fraction, "v"),
+            "seen": Variable("a1.h2", ("ab",), lambda ab: ab.cummax(1).values, "v"),
         }),
     "hist": Program(
         "how often the token here has occurred up to here", "abcd", 6, 6, {

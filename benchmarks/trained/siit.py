@@ -51,11 +51,12 @@ from acdc.benchmarks.trained.programs import (  # pyright: ignore[reportMissingI
     program,
 )
 from acdc.benchmarks.trained.stored import FOLDER, known, write  # pyright: ignore[reportMissingImports]
+from acdc.metrics import METRICS
 from acdc.models import load_model
 
 TOLERANCE = 0.05  # within which a number counts as right
 PAIRS = 64  # of prompts, for discovery
-MOVED = 0.02  # an edge counts if cutting it alone moves the logits by more than this
+MOVED = 0.02  # an edge counts if cutting it alone moves the number by more than this, or the classes by so many nats
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Settings:
 
 
 SETTINGS = {
-    "frac_prevs": Settings(),
-    "pair_balance": Settings(),
-    "detect_ab": Settings(),
+    "frac_prevs": Settings(strict_weight=4, steps=3000),
+    "pair_balance": Settings(steps=3000, d_model=24, d_mlp=48),
+    "detect_ab": Settings(steps=2500, learning_rate=2e-3),
     "hist": Settings(d_model=32, d_mlp=64),
 }
 
@@ -195,7 +196,8 @@ def make(name: str, settings: Settings, folder: Path, *, report: bool = False) -
     prompts = pairs_that_differ(of, PAIRS, torch.Generator().manual_seed(settings.seed + 2))
     model = load_model(hf, dtype="float64")
     batches = [batch_of(model, prompts, list(of.vocabulary), of.labels)]
-    found = known(hf, batches, LOGIT_DISTANCE, {"zero": MOVED, "resample": MOVED})
+    metric = METRICS["kl_divergence"] if of.classes else LOGIT_DISTANCE
+    found = known(hf, batches, metric, {"zero": MOVED, "resample": MOVED})
     found["truth"] = {"program": of.edges, **found["truth"]}
     record = {
         "computes": of.computes, "vocabulary": of.vocabulary, "labels": of.labels,
