@@ -112,8 +112,8 @@ def measure(
                 reference = model.logits(record(model, batch.clean).final[:, -1])
                 empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
             rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
-            known: dict[bytes, Tensor] = {}
             right.append(METRICS["accuracy"](reference, batch, reference))
+            known: dict[bytes, Tensor] = {}
             for circuit in circuits:
                 key = circuit.kept.tobytes()
                 if key not in known:
