@@ -24,7 +24,7 @@ from acdc.evaluation.minimality import EdgesCut
 from acdc.evaluation.significance import ALPHA, Estimate, holm, p_above, p_below
 from acdc.evaluation.verdict import TestResult, Verdict, near, together
 
-GROWTH = 4  # sizes of the chosen sets: 1, 4, 16, ...
+GROWTH = 4  # sizes of the chosen sets: 4, 16, 64, ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ def completeness(bench: Bench, circuit: Circuit, cut: EdgesCut, *, n_random: int
                  ) -> TestResult:
     """d(K) = 0 for `n_random` random sets, for each edge of `cut` alone, and for sets chosen against the circuit.
 
-    Chosen sets: the edges of `cut` with the largest d({edge}), positive and negative ones, 1, 4, 16, ... together; they
-    are chosen on every other prompt, and their p-values are of the others.
+    Chosen sets: the edges of `cut` with the largest d({edge}), positive and negative ones, 4, 16, 64, ... together;
+    they are chosen on every other prompt, and their p-values are of the others.
     pass: the intervals of d at 95% lie within +- `tolerance` for all K. fail: for some K, |d| > `tolerance` by
     a t-test (`p_above`), corrected by Holm for all K. Cost a set: a circuit run, and one of nearly all edges; for each
     edge alone about a third of a forward pass.
