@@ -13,9 +13,9 @@ HEADINGS = ("method", *(f"f at {share:.1%}" for share in SHOWN), "CPR", "CMD", "
             "CPU seconds", "peak GiB")
 NOTE = ("f is the faithfulness of the strongest edges by the method's ranking: signed score, or its size, marked |s|. "
         "CPR ranks by signed score, CMD by its size, on MIB's ten sizes. ± is half of the 95% interval over the "
-        "held-out prompts; of several seeds, the mean and half of their range. CPU seconds are of discovery, "
-        "over all threads; peak memory includes the model. Bold: f nearest 1, the lowest CMD, the smallest circuit; CPR has no best, as circuits "
-        "may exceed the model. A search with a threshold has one circuit, its own.")
+        "held-out prompts; of several seeds, the mean and half of their range. CPU seconds are of discovery, over all "
+        "threads; peak memory includes the model. Bold: f nearest 1, the lowest CMD, the smallest circuit; CPR has no "
+        "best, as circuits may exceed the model. A search with a threshold has one circuit, its own.")
 
 
 def groups(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:

@@ -20,8 +20,9 @@ def cell(method, f, *, task="t_1", seed=0, cmd=0.5, smallest=None, **others):
     return {"model": "folder/model", "task": task, "method": method, "seed": seed, "status": "done", "loss": "kl",
             "metric": "logit_difference", "by": "magnitude", "n_prompts": 8, "n_test_prompts": 4, "n_edges": 1000,
             "full": 3.0, "empty": 1.0, "curves": {"signed": curve, "magnitude": curve}, "cpr": curve["cpr"],
-            "cmd": curve["cmd"], "own": None, "seconds": 2.0, "evaluation_seconds": 1.0, "peak_gib": 1.5,
-            "smallest": smallest and {"fraction": 0.1, "n_edges": smallest, "f": 0.95, "interval": [0.9, 1]}, **others}
+            "cmd": curve["cmd"], "own": None, "seconds": 3.0, "cpu_seconds": 2.0, "evaluation_seconds": 1.0,
+            "peak_gib": 1.5, **others,
+            "smallest": smallest and {"fraction": 0.1, "n_edges": smallest, "f": 0.95, "interval": [0.9, 1]}}
 
 
 def search(method, n_edges, f):
