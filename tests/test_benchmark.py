@@ -241,9 +241,9 @@ def test_intervals_and_areas(parts):
     low, high = np.quantile(resampled.draws[:, 1], [0.025, 0.975])
     assert resampled.interval(1) == pytest.approx((low, high))
     assert interval(np.array([1.0, np.inf])) == (None, None)
-    fractions = [0, 0.2, 0.7, 0.9, 1.0]
-    points = tuple(CurvePoint(x, 0, 0, f) for x, f in zip(fractions, resampled.values, strict=True))
-    curve, found = Curve("signed", "", 0, 0, 0, points), areas(fractions, resampled.values[None])
+    fractions = [0.0, 0.2, 0.7, 0.9, 1.0]
+    points = tuple(CurvePoint(x, 0, 0.0, float(f)) for x, f in zip(fractions, resampled.values, strict=True))
+    curve, found = Curve("signed", "", 0.0, 0.0, 0, points), areas(fractions, resampled.values[None])
     assert (found["cpr"][0], found["cmd"][0]) == pytest.approx((curve.cpr, curve.cmd))
 
 
