@@ -232,7 +232,7 @@ def test_intervals_are_over_the_held_out_prompts(given, parts):
     curve = cells(given / "out")["eap"]["curves"]["signed"]
     for point, estimate in zip(curve["points"], bench.estimates(gains), strict=True):
         assert point["interval"] == pytest.approx([estimate.low, estimate.high], abs=1e-3)
-    drawn = [Curve("signed", "", 0, 0, 0, tuple(map(CurvePoint, MIB_FRACTIONS, [0] * 10, [0] * 10, f)))
+    drawn = [Curve("signed", "", 0.0, 0.0, 0, tuple(map(CurvePoint, MIB_FRACTIONS, [0] * 10, [0.0] * 10, f)))
              for f in bench.draws(gains).T.tolist()]
     for name in ("cpr", "cmd"):
         expected = interval(np.array([[getattr(one, name) for one in drawn]]), bench.n_prompts)[0]
