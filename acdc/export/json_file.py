@@ -49,7 +49,7 @@ def circuit_to_json(circuit: Circuit) -> str:
 
 def circuit_from_json(text: str, source: str = "the text") -> Circuit:
     """The circuit that `circuit_to_json` wrote. `source` names the text in errors: the file's path."""
-    data = _parse(text, source)
+    data = parse_json(text, source)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise AcdcError(f'{source} is not a circuit: the field "format" must be "{FORMAT}"')
     if data.get("version") != VERSION or isinstance(data["version"], bool):
@@ -62,7 +62,7 @@ def circuit_from_json(text: str, source: str = "the text") -> Circuit:
     for name in ("provenance", "scores_provenance"):
         if not isinstance(data[name], dict) and not (name == "scores_provenance" and data["scores"] is None):
             raise _wrong(source, name, "it must be an object")
-        _check_record(data[name], f"{source}: {name}")
+        check_record(data[name], f"{source}: {name}")
     scores = None
     if data["scores"] is not None:
         scores = EdgeScores(graph, _read_scores(data["scores"], graph, source), data["scores_provenance"])
@@ -71,7 +71,8 @@ def circuit_from_json(text: str, source: str = "the text") -> Circuit:
     return Circuit(graph, _read_kept(data["kept"], graph, source), scores, data["provenance"])
 
 
-def _parse(text: str, source: str) -> Any:
+def parse_json(text: str, source: str) -> Any:
+    """What strict JSON holds: finite numbers, and no name twice in an object. `source` names the text in errors."""
     def refuse_constant(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not a JSON number")
 
@@ -162,11 +163,11 @@ def _check_fields(data: dict[str, Any], expected: set[str], source: str, prefix:
 
 def _dump_record(record: Mapping[str, Any], name: str) -> str:
     plain = dict(record)
-    _check_record(plain, name)
+    check_record(plain, name)
     return json.dumps(plain, indent=2, allow_nan=False).replace("\n", "\n ")
 
 
-def _check_record(value: Any, where: str, depth: int = 0) -> None:
+def check_record(value: Any, where: str, depth: int = 0) -> None:
     """Refuses what JSON cannot hold, and what `json` would silently turn into something else."""
     if depth > MAX_DEPTH:
         raise AcdcError(f"{where[:60]}... is nested more than {MAX_DEPTH} deep. Flatten it")
@@ -174,10 +175,10 @@ def _check_record(value: Any, where: str, depth: int = 0) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise AcdcError(f"{where}: the key {key!r} is a {type(key).__name__}; use text as keys")
-            _check_record(item, f"{where}.{key}", depth + 1)
+            check_record(item, f"{where}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _check_record(item, f"{where}[{i}]", depth + 1)
+            check_record(item, f"{where}[{i}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise AcdcError(f"{where} is {value}; JSON has only finite numbers. Leave it out, or use None (null)")
     elif not isinstance(value, str | int | float | type(None)):
