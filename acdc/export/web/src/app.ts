@@ -1,17 +1,17 @@
 // The page as a whole: the state, what follows from it, and everything that changes it.
 import { kindText } from "./boxes";
-import { type Circuit, OTHER, channelName, edgeName, roleOf } from "./circuit";
+import { type Circuit, OTHER, edgeName, roleOf } from "./circuit";
 import { Controls, hiddenText } from "./controls";
 import { ask, showShortcuts } from "./dialog";
 import type { Lit } from "./draw";
-import { applyPalette, palette } from "./palette";
+import { applyPalette, isDark, palette } from "./palette";
 import { arcTitle, panelContent } from "./panel";
 import { type View, toPng, toSvg, toTikz } from "./picture";
 import { type Arc, type Scene, buildScene, nameOf } from "./scene";
 import { Stage } from "./stage";
 import { GROUP, type Group, History, type State, fromHash, fromRecord, initialState, toHash, toRecord, unitOf } from "./state";
 import { trace } from "./trace";
-import { button, count, el, plural, score, visible } from "./text";
+import { button, el, plural, score, visible } from "./text";
 
 export const CHANNEL_NAMES: [letter: string, name: string][] = [
   ["q", "into q"], ["k", "into k"], ["v", "into v"], ["m", "into MLP or logits"],
@@ -39,6 +39,8 @@ export class App {
   private found = new Set<string>();
   private frame = 0;
   private hashTimer = 0;
+  private panelTimer = 0;
+  private themeTaken = "";
   private draggedFrom: State | null = null;
   private statusTimer = 0;
 
@@ -56,6 +58,7 @@ export class App {
     });
     this.controls = new Controls(this);
     this.build();
+    this.stage.measure();
     if (this.state.selected) this.chosen.add(this.state.selected);
     this.render();
     if (this.state.view) this.stage.look(this.state.view);
@@ -93,16 +96,16 @@ export class App {
   change(part: Partial<State>, name: string): void {
     this.history.record(this.state, name);
     this.state = { ...this.state, ...part };
-    this.later();
+    this.later(name !== "");
   }
 
   settle(): void { this.history.settle(); }
 
   /** What is seen after the state has changed; at once, or, while a slider moves, once a frame. */
-  render(): void {
+  render(moving = false): void {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
-    applyPalette(this.state.theme);
+    this.takePalette();
     this.scene = buildScene(this.circuit, this.state, this.stage.aspect);
     for (const key of [...this.chosen]) if (!this.scene.nodes.has(key)) this.chosen.delete(key);
     if (this.state.selected && !this.scene.nodes.has(this.state.selected)) this.state.selected = [...this.chosen].at(-1) ?? null;
@@ -112,8 +115,9 @@ export class App {
     this.stage.show(this.scene, this.state, this.chosen, this.focusable);
     this.relight();
     this.controls.update();
-    this.panel.replaceChildren(...panelContent(this));
-    this.panel.setAttribute("aria-label", this.state.selected ? `Node ${visible(this.state.selected)}` : "Circuit");
+    clearTimeout(this.panelTimer);
+    if (moving) this.panelTimer = window.setTimeout(() => this.showPanel(), 120);
+    else this.showPanel();
     this.note.textContent = hiddenText(this);
     this.showLegend();
     this.undoButton.disabled = !this.history.canUndo;
@@ -123,8 +127,19 @@ export class App {
     this.saveAddress();
   }
 
-  private later(): void {
-    if (!this.frame) this.frame = requestAnimationFrame(() => { this.render(); this.stage.draw(); });
+  private later(moving = false): void {
+    if (!this.frame) this.frame = requestAnimationFrame(() => { this.render(moving); this.stage.draw(moving); });
+  }
+
+  private showPanel(): void {
+    this.panel.replaceChildren(...panelContent(this));
+    this.panel.setAttribute("aria-label", this.state.selected ? `Node ${visible(this.state.selected)}` : "Circuit");
+  }
+
+  private takePalette(): void {
+    const taken = `${this.state.theme} ${isDark(this.state.theme)}`;
+    if (taken !== this.themeTaken) applyPalette(this.state.theme);
+    this.themeTaken = taken;
   }
 
   // --- what is chosen and looked at
@@ -200,6 +215,7 @@ export class App {
 
   private refit(): void {
     const before = this.scene.layout.right;
+    this.stage.measure();
     this.render();
     if (before !== this.scene.layout.right || !this.state.view) this.stage.fit();
   }
@@ -323,7 +339,7 @@ export class App {
       this.draggedFrom = null;
     }
     this.state = { ...this.state, moved };
-    this.later();
+    this.later(!done);
   }
 
   // --- undo, theme, address, files
@@ -350,7 +366,7 @@ export class App {
     this.hashTimer = window.setTimeout(() => {
       const hash = toHash(this.state, this.circuit);
       if (hash !== location.hash) history.replaceState(null, "", location.href.split("#")[0] + (hash || "#"));
-    }, 200);
+    }, 300);
   }
 
   private readAddress(): void {
@@ -601,11 +617,14 @@ export class App {
     this.legend.replaceChildren(...rows, ...roles);
   }
 
-  /** For tests and scripts: what is drawn, in numbers. */
+  /** What is drawn, in names and numbers, for scripts that drive the page. */
   summary(): Record<string, unknown> {
-    return { drawn: this.scene.selection.drawn.length, circuit: this.scene.selection.nCircuit, nodes: this.scene.nodes.size,
-             arcs: this.scene.arcs.length, lit: this.lit ? this.lit.arcs.size : null, chosen: [...this.chosen],
-             main: this.lit ? [...this.lit.main].map((arc) => `${arc.src.key}->${channelName(this.circuit, arc.dst.nodes[0], arc.letter)}`) : [],
-             view: [this.stage.at.x, this.stage.at.y, this.stage.at.k], counted: count(this.scene.arcs.length) };
+    const names = (arcs: Iterable<Arc>) => [...arcs].flatMap(({ edges }) => edges.map((edge) => edgeName(this.circuit, edge)));
+    return {
+      edges: names(this.scene.arcs), nodes: [...this.scene.nodes.keys()], nCircuit: this.scene.selection.nCircuit,
+      arcs: this.scene.arcs.map((arc) => ({ src: arc.src.key, dst: arc.dst.key, letter: arc.letter, score: arc.score, n: arc.edges.length, curve: arc.curve })),
+      lit: this.lit && { edges: names(this.lit.arcs), main: names(this.lit.main), nodes: [...this.lit.nodes] },
+      chosen: [...this.chosen], state: toRecord(this.state, this.circuit), view: [this.stage.at.x, this.stage.at.y, this.stage.at.k],
+    };
   }
 }

@@ -2,7 +2,7 @@
 import { HEIGHT } from "./layout";
 import type { Node, Scene } from "./scene";
 import type { State } from "./state";
-import { plural, score, significant, svg, visible } from "./text";
+import { plural, significant, svg, visible } from "./text";
 
 export class Boxes {
   private readonly elements = new Map<string, SVGGElement>();
@@ -32,10 +32,12 @@ export class Boxes {
         element.replaceChildren(...parts(node, share, scene.roles.indexOf(node.role)));
         element.setAttribute("class", `node ${node.kind}${node.pinned ? " pinned" : ""}`);
       }
-      element.setAttribute("transform", `translate(${node.x.toFixed(1)} ${node.y.toFixed(1)})`);
-      element.setAttribute("tabindex", key === focusable ? "0" : "-1");
-      element.setAttribute("aria-label", spoken(node, state));
-      element.setAttribute("aria-pressed", String(chosen.has(key)));
+      const moved = `translate(${node.x.toFixed(1)} ${node.y.toFixed(1)})`;
+      if (element.getAttribute("transform") !== moved) element.setAttribute("transform", moved);
+      for (const [name, value] of [["tabindex", key === focusable ? "0" : "-1"], ["aria-label", spoken(node, state)],
+                                   ["aria-pressed", String(chosen.has(key))]]) {
+        if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+      }
       element.classList.toggle("chosen", chosen.has(key));
     }
   }
@@ -50,7 +52,7 @@ function parts(node: Node, share: number, role: number): SVGElement[] {
   const w = node.width, h = HEIGHT;
   const made: SVGElement[] = [
     svg("rect", { class: "box", x: -w / 2, y: -h / 2, width: w, height: h, rx: 5 }),
-    svg("text", { class: "label", y: 3.8 }, node.label),
+    svg("text", { class: "label", y: 4.2 }, node.label),
   ];
   if (role >= 0) {
     const stripe = svg("rect", { class: "stripe", x: -w / 2 + 2.5, y: -h / 2 + 3, width: 3, height: h - 6, rx: 1.5 });
@@ -85,8 +87,4 @@ function spoken(node: Node, state: State): string {
     node.strength && `summed score ${significant(node.strength)}`, node.pinned && "pinned",
   ];
   return said.filter(Boolean).join("; ");
-}
-
-export function arcText(node: Node, arcScore: number): string {
-  return `${node.name} ${score(arcScore)}`;
 }

@@ -15,7 +15,7 @@ export class Controls {
   private readonly size = el("input", { type: "range", min: 0, max: TICKS, step: 1, "aria-label": "Edges kept" });
   private readonly sizeNumber = el("input", { type: "number", min: 0, step: 1, "aria-label": "Edges kept, as a number" });
   private readonly threshold = el("input", { type: "range", min: 0, max: TICKS, step: 1, "aria-label": "Threshold of the score" });
-  private readonly thresholdNumber = el("output", { class: "value" });
+  private readonly thresholdNumber = el("span", { class: "value" });
   private readonly saved = button("Saved circuit", () => this.app.change({ n: null }, ""));
   private readonly ranking = el("select", { "aria-label": "Ranking" });
   private readonly found = el("div", { class: "faithfulness", "aria-live": "off" });
@@ -78,7 +78,7 @@ export class Controls {
     }
     const choices = el("div", { class: "row" });
     for (const [choice, options] of [["layout", [["fixed", "all layers"], ["compact", "compact"]]],
-                                     ["colour", [["channel", "colour by channel"], ["sign", "colour by sign"]]]] as const) {
+                                     ["colour", [["channel", "channel colours"], ["sign", "sign colours"]]]] as const) {
       const list = el("select", { "aria-label": choice === "layout" ? "Layout" : "Colour" });
       for (const [value, name] of options) list.append(el("option", { value }, name));
       list.addEventListener("change", () => app.change({ [choice]: list.value }, ""));

@@ -2,7 +2,7 @@
 import type { Circuit, NodeInfo } from "./circuit";
 import type { Group, State } from "./state";
 
-export const HEIGHT = 19, FONT = 11;
+export const HEIGHT = 20, FONT = 12;
 const GAP = 8, MARGIN = 30, LANE_GAP = 16, COLUMN_PAD = 12;
 const MAX_A_ROW = 16, A_ROW_IN_COLUMN = 4;
 
@@ -20,7 +20,7 @@ export interface Layout {
 export interface Place { unit: string; position: number; node: NodeInfo | null; group: Group | null; label: string }
 
 export function widthOf(label: string): number {
-  return Math.max(34, 14 + 6.4 * [...label].length);
+  return Math.max(38, 14 + 6.9 * [...label].length);
 }
 
 export function placeKey(circuit: Circuit, unit: string, position: number): string {
@@ -32,7 +32,7 @@ export function layOut(circuit: Circuit, state: State, places: Place[], aspect: 
   const layers = layersOf(circuit, state, places);
   const columns = circuit.graph.positions.length ? inColumns(circuit, places, layers) : inOne(circuit, state, places, layers);
   const { levels, top, rows } = columns;
-  const pitch = Math.min(62, Math.max(30, 860 / (top + 1)));
+  const pitch = Math.min(62, Math.max(29, 860 / (top + 1)));
   const height = pitch * top + 2 * MARGIN;
   const narrow = columns.width(1);
   const stretch = Math.min(2.4, Math.max(1, (height * aspect) / narrow));
@@ -120,7 +120,7 @@ function inOne(circuit: Circuit, state: State, places: Place[], layers: number[]
     if (mlp) level.set(`m${layer}`, parallel ? at : at + 0.5);
     rows.push({ layer, low, high: mlp && !parallel ? at + 0.5 : at });
   }
-  const area = (stretch: number) => stretch * Math.min(MAX_A_ROW, heads) * (34 + GAP);
+  const area = (stretch: number) => stretch * Math.min(MAX_A_ROW, heads) * (40 + GAP);
   const lane = 44 + LANE_GAP;
   const width = (stretch: number) => area(stretch) + stretch * lane + 2 * COLUMN_PAD;
   return {
@@ -181,7 +181,7 @@ function inColumns(circuit: Circuit, places: Place[], layers: number[]): Arrange
   }
   const lane = new Map(positions.map((position) =>
     [position, places.some(({ node, position: p }) => p === position && node?.kind === "mlp") ? 44 : 0]));
-  const inner = (position: number, stretch: number) => stretch * most.get(position)! * (34 + GAP);
+  const inner = (position: number, stretch: number) => stretch * most.get(position)! * (40 + GAP);
   const widthOfColumn = (position: number, stretch: number) => Math.max(
     inner(position, stretch) + lane.get(position)! + 2 * COLUMN_PAD,
     2 * COLUMN_PAD + widthOf("logits"), 20 + 7 * Math.min(12, [...circuit.graph.positions[position]].length));

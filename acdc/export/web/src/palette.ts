@@ -13,7 +13,7 @@ export interface Palette {
 
 const LIGHT: Palette = {
   page: "#f6f7f9", surface: "#ffffff", raised: "#ffffff", line: "#dfe3e8", strong: "#b8c0cb", text: "#1b2430",
-  soft: "#556070", faint: "#737d8c", accent: "#1f5fbf", accentText: "#ffffff", focus: "#1f5fbf", band: "#f3f5f8",
+  soft: "#556070", faint: "#667080", accent: "#1f5fbf", accentText: "#ffffff", focus: "#1f5fbf", band: "#f3f5f8",
   ghost: "#d3d9e1", head: "#ffffff", kv: "#fff1e6", mlp: "#e6e9ee", end: "#2b3442", endText: "#ffffff",
   nodeLine: "#4a5564", nodeText: "#10161f", group: "#eef3fb",
   channels: ["#0072B2", "#D55E00", "#009E73", "#5A5A5A"], helps: "#0072B2", hurts: "#D55E00", link: "#8a8f98",

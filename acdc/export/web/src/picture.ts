@@ -50,9 +50,11 @@ export function toSvg(view: View): string {
   const parts: string[] = [];
   const rect = (x: number, y: number, w: number, h: number, more: string) =>
     `<rect x="${round(x)}" y="${round(y)}" width="${round(w)}" height="${round(h)}" ${more}/>`;
-  for (const band of scene.layout.bands) {
-    parts.push(rect(scene.layout.left + 30, band.top, scene.layout.right - scene.layout.left - 30, band.bottom - band.top,
-                    `fill="${colours.band}"`));
+  for (const [i, band] of scene.layout.bands.entries()) {
+    if (i % 2 === 0) {
+      parts.push(rect(scene.layout.left + 30, band.top, scene.layout.right - scene.layout.left - 30, band.bottom - band.top,
+                      `fill="${colours.band}"`));
+    }
     parts.push(`<text x="-22" y="${round((band.top + band.bottom) / 2 + 3.5)}" text-anchor="end" font-size="10" fill="${colours.faint}">${band.layer}</text>`);
   }
   for (const column of scene.layout.columns.filter(({ name }) => name)) {
@@ -74,7 +76,7 @@ export function toSvg(view: View): string {
     const { x, y, width: w } = node, end = node.kind === "input" || node.kind === "logits";
     const inner = [
       rect(x - w / 2, y - HEIGHT / 2, w, HEIGHT, `rx="5" fill="${fillOf(node, colours)}" stroke="${colours.nodeLine}" stroke-width="${node.kind === "group" ? 1.8 : 0.9}"`),
-      `<text x="${round(x)}" y="${round(y + 3.8)}" text-anchor="middle" font-size="${FONT}" fill="${end ? colours.endText : colours.nodeText}">${escaped(node.label)}</text>`,
+      `<text x="${round(x)}" y="${round(y + 4.2)}" text-anchor="middle" font-size="${FONT}" fill="${end ? colours.endText : colours.nodeText}">${escaped(node.label)}</text>`,
     ];
     const role = scene.roles.indexOf(node.role);
     if (role >= 0) inner.push(rect(x - w / 2 + 2.5, y - HEIGHT / 2 + 3, 3, HEIGHT - 6, `rx="1.5" fill="${colours.roles[role % 9]}"`));
@@ -139,17 +141,17 @@ export function toTikz(view: View): string {
   };
   const at = (x: number, y: number) => `(${((x - left) * unit).toFixed(3)},${((bottom - y) * unit).toFixed(3)})`;
   const size = (value: number) => `${Math.max(0.1, value * points).toFixed(2)}pt`;
-  const font = (px: number) => `\\fontsize{${(px * points).toFixed(1)}}{${(1.2 * px * points).toFixed(1)}}\\selectfont`;
+  const font = (px: number) => `inner sep=0, font=\\sffamily, scale=${((px * points) / 10).toFixed(3)}`;
   const curve = ([x0, y0, x1, y1, x2, y2, x3, y3]: Curve) => `${at(x0, y0)} .. controls ${at(x1, y1)} and ${at(x2, y2)} .. ${at(x3, y3)}`;
   const lines: string[] = [];
   const { colours, scene } = view;
-  for (const band of scene.layout.bands) {
-    lines.push(`\\fill[${colour(colours.band)}] ${at(scene.layout.left + 30, band.bottom)} rectangle ${at(scene.layout.right, band.top)};`);
-    lines.push(`\\node[anchor=east, text=${colour(colours.faint)}, font=${font(10)}, inner sep=0] at ${at(-22, (band.top + band.bottom) / 2)} {${band.layer}};`);
+  for (const [i, band] of scene.layout.bands.entries()) {
+    if (i % 2 === 0) lines.push(`\\fill[${colour(colours.band)}] ${at(scene.layout.left + 30, band.bottom)} rectangle ${at(scene.layout.right, band.top)};`);
+    lines.push(`\\node[anchor=east, text=${colour(colours.faint)}, ${font(10)}] at ${at(-22, (band.top + band.bottom) / 2)} {${band.layer}};`);
   }
   for (const column of scene.layout.columns.filter(({ name }) => name)) {
     if (column.left > 0) lines.push(`\\draw[${colour(colours.line)}, line width=${size(1)}] ${at(column.left, 0)} -- ${at(column.left, scene.layout.bottom)};`);
-    lines.push(`\\node[text=${colour(colours.text)}, font=\\bfseries${font(11)}, inner sep=0] at ${at((column.left + column.right) / 2, scene.layout.bottom + 4)} {${latex(column.name)}};`);
+    lines.push(`\\node[text=${colour(colours.text)}, ${font(11)}] at ${at((column.left + column.right) / 2, scene.layout.bottom + 4)} {${latex(column.name)}};`);
   }
   for (const [x, y] of scene.layout.ghosts) lines.push(`\\fill[${colour(colours.ghost)}] ${at(x, y)} circle[radius=${size(1.75)}];`);
   for (const link of scene.links) {
@@ -162,9 +164,9 @@ export function toTikz(view: View): string {
   for (const node of seenNodes(view)) {
     const end = node.kind === "input" || node.kind === "logits";
     const dim = view.lit && !view.lit.nodes.has(node.key) ? `, opacity=${FADED_NODE}` : "";
-    lines.push(`\\node[draw=${colour(colours.nodeLine)}, fill=${colour(fillOf(node, colours))}, text=${colour(end ? colours.endText : colours.nodeText)}, `
-      + `line width=${size(node.kind === "group" ? 1.8 : 0.9)}, rounded corners=${size(5)}, inner sep=0, minimum width=${size(node.width)}, `
-      + `minimum height=${size(HEIGHT)}, font=${font(FONT)}${dim}] at ${at(node.x, node.y)} {${latex(node.label)}};`);
+    lines.push(`\\filldraw[draw=${colour(colours.nodeLine)}, fill=${colour(fillOf(node, colours))}, line width=${size(node.kind === "group" ? 1.8 : 0.9)}, `
+      + `rounded corners=${size(5)}${dim}] ${at(node.x - node.width / 2, node.y + HEIGHT / 2)} rectangle ${at(node.x + node.width / 2, node.y - HEIGHT / 2)};`);
+    lines.push(`\\node[text=${colour(end ? colours.endText : colours.nodeText)}, ${font(FONT)}${dim}] at ${at(node.x, node.y)} {${latex(node.label)}};`);
     const role = scene.roles.indexOf(node.role), x = node.x - node.width / 2 + 2.5;
     if (role >= 0) lines.push(`\\fill[${colour(colours.roles[role % 9])}${dim}] ${at(x, node.y + HEIGHT / 2 - 3)} rectangle ${at(x + 3, node.y - HEIGHT / 2 + 3)};`);
     if (node.pinned) lines.push(`\\fill[${colour(colours.accent)}] ${at(node.x + node.width / 2 - 1, node.y - HEIGHT / 2 + 1)} circle[radius=${size(3.2)}];`);
@@ -172,10 +174,12 @@ export function toTikz(view: View): string {
   const definitions = [...names].map(([hex, name]) => `\\definecolor{${name}}{HTML}{${hex.slice(1).toUpperCase()}}`);
   return `% ${latexComment(view.title)}
 % ${latexComment(view.note)}
-\\documentclass[tikz, border=2pt]{standalone}
-\\usepackage[T1]{fontenc}
-\\usepackage{lmodern}
-\\renewcommand{\\familydefault}{\\sfdefault}
+\\documentclass{article}
+\\usepackage{tikz}
+\\usepackage[papersize={${((right - left) * unit + 0.2).toFixed(2)}cm,${((bottom - top) * unit + 0.2).toFixed(2)}cm}, margin=0.1cm]{geometry}
+\\pagestyle{empty}
+\\parindent0pt
+\\topskip0pt
 ${definitions.join("\n")}
 \\begin{document}
 \\begin{tikzpicture}
@@ -189,7 +193,7 @@ ${lines.join("\n")}
 const LATEX: Record<string, string> = {
   "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "&": "\\&", "#": "\\#", "%": "\\%", "_": "\\_",
   "^": "\\textasciicircum{}", "~": "\\textasciitilde{}", "<": "\\textless{}", ">": "\\textgreater{}",
-  "…": "\\ldots{}", "⟨": "\\textless{}", "⟩": "\\textgreater{}", "|": "\\textbar{}", "\"": "\\textquotedbl{}",
+  "…": "\\ldots{}", "⟨": "\\textless{}", "⟩": "\\textgreater{}", "|": "\\textbar{}", "\"": "''",
 };
 
 /** Text that pdflatex sets as it is; what its fonts lack is a question mark. */

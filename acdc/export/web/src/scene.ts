@@ -40,7 +40,8 @@ export function buildScene(circuit: Circuit, state: State, aspect: number): Scen
     arc.relative = circuit.scored ? Math.sqrt((Math.abs(arc.score) || 0) / (largest || 1)) : 0.4;
     arc.curve = curveOf(arc);
   }
-  arcs.sort((a, b) => a.relative - b.relative);
+  if (state.groups.length) arcs.sort((a, b) => a.relative - b.relative);
+  else arcs.reverse(); // edges come strongest first
   const arcOfEdge = new Map<number, Arc>();
   for (const arc of arcs) {
     for (const edge of arc.edges) arcOfEdge.set(edge, arc);

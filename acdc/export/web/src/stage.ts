@@ -15,7 +15,8 @@ export interface Events {
   overArc(arc: Arc | null, x: number, y: number): void;
   looked(view: [number, number, number]): void;
 }
-const SLOW = 14; // milliseconds of a drawing that is too slow to be made anew in each frame of a gesture
+const MANY = 1500; // arcs, of which dashes are left out while something moves
+const REST = 140; // milliseconds without a change after which it is drawn in full
 
 export class Stage {
   readonly element = el("div", { class: "stage" });
@@ -32,8 +33,7 @@ export class Stage {
   private state: State | null = null;
   private buckets: Bucket[] = [];
   private litBuckets: Bucket[] = [];
-  private drawnAt: Transform = this.at;
-  private lastMs = 0;
+  private backDrawn = "";
   private gesture = false;
   private frame = 0;
   private settle = 0;
@@ -56,8 +56,14 @@ export class Stage {
     this.listen();
   }
 
-  get width(): number { return this.element.clientWidth || 800; }
-  get height(): number { return this.element.clientHeight || 600; }
+  width = 800;
+  height = 600;
+  /** To be called when it has been put on the page: asking for its size each time would lay out the page each time. */
+  measure(): void {
+    this.width = this.element.clientWidth || 800;
+    this.height = this.element.clientHeight || 600;
+  }
+
   get aspect(): number { return this.width / this.height; }
 
   show(scene: Scene, state: State, chosen: Set<string>, focusable: string | null): void {
@@ -106,24 +112,23 @@ export class Stage {
     this.reveal(key);
   }
 
-  /** Draws now what would be drawn in the next frame. */
-  draw(): void {
+  /** Draws now what would be drawn in the next frame; `moving`: fast, and in full once nothing moves any more. */
+  draw(moving = false): void {
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.settle);
     this.frame = 0;
     if (!this.state) return;
-    const start = performance.now();
+    const fast = moving && (this.scene?.arcs.length ?? 0) > MANY;
+    if (fast) this.settle = window.setTimeout(() => this.schedule(), REST);
     const colours = palette(this.state.theme);
     const context = clear(this.base, this.width, this.height);
-    drawBuckets(context, this.buckets, this.at);
+    drawBuckets(context, this.buckets, this.at, fast);
     if (this.scene?.links.length) drawLinks(context, this.scene.links, colours);
     drawBuckets(clear(this.over, this.width, this.height), this.litBuckets, this.at);
-    this.drawnAt = this.at;
-    this.shift();
-    this.lastMs = performance.now() - start;
   }
 
   private schedule(): void {
-    if (!this.frame) this.frame = requestAnimationFrame(() => this.draw());
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.draw(this.gesture));
   }
 
   private zoomed(transform: Transform): void {
@@ -132,26 +137,21 @@ export class Stage {
     this.world.setAttribute("transform", moved);
     this.backWorld.setAttribute("transform", moved);
     this.events.overArc(null, 0, 0);
-    if (this.gesture && this.lastMs > SLOW) { // move what is drawn, and draw it well when the hand rests
-      this.shift();
-      clearTimeout(this.settle);
-      this.settle = window.setTimeout(() => this.schedule(), 90);
-    } else this.schedule();
-  }
-
-  private shift(): void {
-    const k = this.at.k / this.drawnAt.k;
-    const x = this.at.x - k * this.drawnAt.x, y = this.at.y - k * this.drawnAt.y;
-    const moved = k === 1 && x === 0 && y === 0 ? "" : `translate(${x}px, ${y}px) scale(${k})`;
-    for (const canvas of [this.base, this.over]) canvas.style.transform = moved;
+    this.schedule();
   }
 
   /** Bands of layers, columns of positions, and dots where nodes are that the circuit leaves out. */
   private drawBack({ layout }: Scene): void {
+    const { bands, columns, ghosts, left: from, right: to } = layout;
+    const look = JSON.stringify([bands, columns, ghosts, from, to]);
+    if (look === this.backDrawn) return;
+    this.backDrawn = look;
     const parts: SVGElement[] = [];
-    layout.bands.forEach(({ layer, top, bottom }) => {
-      parts.push(svg("rect", { class: "band", x: layout.left + 30, y: top, width: layout.right - layout.left - 30, height: bottom - top }),
-                 svg("text", { class: "layer", x: -22, y: (top + bottom) / 2 + 3.5 }, String(layer)));
+    layout.bands.forEach(({ layer, top, bottom }, i) => {
+      if (i % 2 === 0) {
+        parts.push(svg("rect", { class: "band", x: layout.left + 30, y: top, width: layout.right - layout.left - 30, height: bottom - top }));
+      }
+      parts.push(svg("text", { class: "layer", x: -22, y: (top + bottom) / 2 + 3.5 }, String(layer)));
     });
     if (layout.bands.length) {
       const { top } = layout.bands[layout.bands.length - 1];
@@ -206,6 +206,6 @@ export class Stage {
     this.picture.addEventListener("click", (event) => {
       if (event.target === this.picture && !event.defaultPrevented) this.events.clicked(null, false);
     });
-    new ResizeObserver(() => this.schedule()).observe(this.element);
+    new ResizeObserver(() => { this.measure(); this.schedule(); }).observe(this.element);
   }
 }

@@ -21,8 +21,10 @@ export function shortened(text: string, length: number): string {
   return chars.length <= length ? text : chars.slice(0, Math.max(1, length - 1)).join("") + "…";
 }
 
+const NUMBERS = new Intl.NumberFormat("en-US");
+
 export function count(n: number): string {
-  return n.toLocaleString("en-US");
+  return n < 1000 ? String(n) : NUMBERS.format(n);
 }
 
 export function plural(n: number, one: string, many = `${one}s`): string {
