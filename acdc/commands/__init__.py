@@ -14,6 +14,7 @@ from . import (
     show,
     tasks,
     test,
+    view,
 )
 
 COMMANDS: dict[str, ModuleType] = {
@@ -24,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
     "benchmark": benchmark,
     "show": show,
+    "view": view,
     "export": export,
     "import": import_circuit,
     "tasks": tasks,

@@ -162,6 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
             "corrupted_metric": result.empty,
             "circuit_metric": result.circuit,
             "faithfulness": result.faithfulness,
+            "curves": [curve.as_record() for curve in curves],
             **trusted,
             "command": arguments.command_line,
             "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
