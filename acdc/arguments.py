@@ -37,7 +37,7 @@ def build_parser(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     return parser
 
 
-def add_saved(parser: argparse.ArgumentParser) -> None:
+def add_saved(parser: argparse.ArgumentParser, out: str = "also write the numbers to this JSON file") -> None:
     """What the commands that measure a saved circuit share."""
     parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it")
     parser.add_argument("--model", help="default: the circuit's")
@@ -45,7 +45,7 @@ def add_saved(parser: argparse.ArgumentParser) -> None:
     add_measuring(parser, from_circuit=True)
     parser.add_argument("--other-weights", action="store_true", help="allow a model of other weights, such as "
                         "another checkpoint")
-    parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
+    parser.add_argument("--out", type=Path, help=out)
 
 
 def add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> None:

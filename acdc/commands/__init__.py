@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from . import (
+    annotate,
     benchmark,
     calibrate,
     compare,
@@ -24,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "test": test,
     "compare": compare,
     "benchmark": benchmark,
+    "annotate": annotate,
     "show": show,
     "view": view,
     "export": export,

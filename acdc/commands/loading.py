@@ -102,3 +102,19 @@ def read_circuit(path: Path) -> Any:
         raise AcdcError(f"no circuit file {str(path)!r}; {remedy}") from error
     except UnicodeDecodeError as error:
         raise AcdcError(f"{path} is not a circuit file: it is not UTF-8 text") from error
+
+
+def read_annotations(path: Path) -> Any:
+    """What is known of a circuit's nodes, as `acdc annotate` wrote it."""
+    from acdc.export.annotations_file import annotations_from_json
+
+    return annotations_from_json(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise AcdcError(f"no file {str(path)!r}") from error
+    except UnicodeDecodeError as error:
+        raise AcdcError(f"{path} cannot be read: it is not UTF-8 text") from error

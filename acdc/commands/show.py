@@ -5,7 +5,7 @@ from pathlib import Path
 
 from acdc.errors import AcdcError
 
-from .loading import read_circuit
+from .loading import read_annotations, read_circuit
 
 HELP = "describe a saved circuit: nodes, strongest edges and paths"
 
@@ -14,12 +14,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it")
     parser.add_argument("--edges", type=int, default=20, help="how many edges")
     parser.add_argument("--paths", type=int, default=10, help="how many paths")
+    parser.add_argument("--annotated", type=int, default=10, help="how many nodes with what annotations.json beside "
+                        "the circuit says of them, the strongest first")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from acdc.export.text import describe
+    from acdc.export.text import describe, describe_annotations
 
-    for name in ("edges", "paths"):
+    for name in ("edges", "paths", "annotated"):
         if getattr(arguments, name) < 0:
             raise AcdcError(f"--{name} {getattr(arguments, name)}: it must be 0 or more")
-    print(describe(read_circuit(arguments.circuit), n_edges=arguments.edges, n_paths=arguments.paths))
+    circuit = read_circuit(arguments.circuit)
+    notes = (arguments.circuit if arguments.circuit.is_dir() else arguments.circuit.parent) / "annotations.json"
+    print(describe(circuit, n_edges=arguments.edges, n_paths=arguments.paths))
+    if arguments.annotated and notes.exists():
+        print(describe_annotations(circuit, read_annotations(notes), n_nodes=arguments.annotated))

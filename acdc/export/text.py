@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from acdc.circuit import Circuit
+from acdc.circuit import Annotation, Circuit
 from acdc.export.paths import Path, edge_strengths, strongest_paths
 
 MAX_NAMED = 6  # positions, in a list of them
@@ -38,6 +38,45 @@ def describe(circuit: Circuit, *, n_edges: int = 20, n_paths: int = 10, n_nodes:
         lines += ["", what if paths else "no kept path from the input to the logits"]
         lines += [f"  {number(path.strength) + '  ' if scored else ''}{path_text(circuit, path)}" for path in paths]
     return "\n".join(lines) + "\n"
+
+
+def describe_annotations(circuit: Circuit, annotations: Sequence[Annotation], *, n_nodes: int = 10) -> str:
+    """Which nodes have which role, the highest score first; and all that is known of the strongest nodes, see
+    `node_rows`. Nodes that the circuit has not come last."""
+    of_node: dict[str, list[Annotation]] = {}
+    of_role: dict[str, list[Annotation]] = {}
+    for annotation in annotations:
+        of_node.setdefault(annotation.node, []).append(annotation)
+        if annotation.kind == "role":
+            of_role.setdefault(annotation.text, []).append(annotation)
+    lines = []
+    if of_role:
+        rows = [(_visible(role), ", ".join(_scored(one) for one in sorted(found, key=lambda one: -(one.value or 0))))
+                for role, found in sorted(of_role.items())]
+        lines += ["roles, with their scores", *aligned(rows, "<<"), ""]
+    order = [row[0] for row in node_rows(circuit) if row[0] in of_node]
+    order += [node for node in of_node if node not in order]
+    lines.append(_heading("annotated nodes", min(n_nodes, len(order)), len(order)))
+    rows = [(node * (i == 0), annotation.kind, number(annotation.value) if annotation.value is not None else "",
+             _visible(_annotation_text(annotation)))
+            for node in order[:n_nodes] for i, annotation in enumerate(of_node[node])]
+    return "\n".join([*lines, *aligned(rows, "<<><")]) + "\n"
+
+
+def _scored(annotation: Annotation) -> str:
+    return annotation.node + ("" if annotation.value is None else f" {annotation.value:.2f}")
+
+
+def _annotation_text(annotation: Annotation) -> str:
+    """Its text and the plain numbers of its data, such as `name mover (baseline 0.1, p 1e-08)`."""
+    numbers = [f"{key} {number(value)}" for key, value in annotation.data.items()
+               if isinstance(value, int | float) and key != "seed"]
+    return annotation.text + (f" ({', '.join(numbers)})" if numbers else "")
+
+
+def _visible(text: str) -> str:
+    """On one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def full_provenance(circuit: Circuit) -> dict[str, Any]:

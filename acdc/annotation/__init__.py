@@ -1,0 +1,1 @@
+"""What the nodes of a circuit do: roles of heads, attention patterns, composition, effects; as `Annotation` records."""

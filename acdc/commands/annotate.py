@@ -1,0 +1,50 @@
+"""`acdc annotate`: what the nodes of a saved circuit do."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from acdc.arguments import add_saved, choose
+from acdc.errors import AcdcError, unknown_name
+from acdc.output_folder import write_file
+
+from .loading import load_again, read_annotations, read_circuit
+from .printing import say
+
+HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_saved(parser, out="write the annotations to this JSON file (default: annotations.json beside the circuit, "
+              "where show and view find it)")
+    parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="forget what the file already holds; without it, "
+                        "only what is made anew is replaced")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from acdc.annotation.annotate import ANNOTATORS, annotate, merge
+    from acdc.export.annotations_file import annotations_to_json
+    from acdc.export.text import describe_annotations
+    from acdc.metrics import METRICS
+
+    only = list(ANNOTATORS) if arguments.only is None else list(filter(None, arguments.only.split(",")))
+    for name in only:
+        if name not in ANNOTATORS:
+            raise unknown_name("annotator", name, ANNOTATORS)
+    if not only:
+        raise AcdcError(f"--only {arguments.only!r} names no annotator; name some of {', '.join(ANNOTATORS)}")
+    circuit = read_circuit(arguments.circuit)
+    out = arguments.out or _beside(arguments.circuit)
+    old = read_annotations(out) if out.exists() and not arguments.overwrite else []
+    model, task, batches = load_again(arguments, circuit, circuit.provenance)
+    metric = choose("metric", arguments.metric, METRICS)
+    say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
+    found = annotate(model, circuit, batches, metric, only=only, seed=arguments.seed, progress=sys.stderr.isatty())
+    write_file(out, annotations_to_json(merge(old, found, only)).encode())
+    print(describe_annotations(circuit, found), end="")
+    print(f"written to {out}")
+
+
+def _beside(circuit: Path) -> Path:
+    return (circuit if circuit.is_dir() else circuit.parent) / "annotations.json"
