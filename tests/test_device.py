@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_batch, tiny
+from planted_heads import mover_batch, mover_model
 from pretend_device import Elsewhere, move, moved, second_device
 
 from acdc.ablation import prepare_ablation
+from acdc.annotation.annotate import annotate
+from acdc.circuit import Circuit
 from acdc.discovery import METHODS
 from acdc.evaluation.calibration import calibrate
 from acdc.metrics import METRICS
@@ -61,3 +64,16 @@ def test_circuits_and_calibration_on_another_device():
         assert calibrate(other, scores, [there], LOGIT_DIFFERENCE, n=60, size=20).overall.pearson == pytest.approx(
             trust.pearson)
     torch.testing.assert_close(logits, expected)
+
+
+def test_annotations_on_another_device():
+    for model, other, batch in ((tiny("qwen3"), tiny("qwen3"), make_batch(6, 6)),
+                                (mover_model(), mover_model(), mover_batch())):
+        circuit = Circuit(model.graph(), np.ones(model.graph().n_edges, dtype=bool))
+        expected = annotate(model, circuit, [batch])
+        move(other.hf)
+        with second_device():
+            found = annotate(other, circuit, [moved(batch)])
+        assert [(a.node, a.kind) for a in found] == [(a.node, a.kind) for a in expected]
+        ours, theirs = ([a.value for a in notes if a.value is not None] for notes in (found, expected))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

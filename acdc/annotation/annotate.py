@@ -11,7 +11,7 @@ from tqdm import tqdm
 from acdc.activations import record
 from acdc.annotation.attention import mean_patterns, patterns, role_names
 from acdc.annotation.composition import LETTERS, composition
-from acdc.annotation.effects import Effect, node_effects
+from acdc.annotation.effects import Effect, joint_effects, node_effects
 from acdc.annotation.head_roles import RoleScore, sequence_roles
 from acdc.annotation.movers import movers_and_inhibitors
 from acdc.circuit import Annotation, Circuit
@@ -65,20 +65,25 @@ def annotate_effects(study: Study) -> list[Annotation]:
 
 
 def annotate_roles(study: Study) -> list[Annotation]:
-    """The roles of heads, each with whether the head matters to the task."""
-    scores = [*sequence_roles(study.model, study.heads, seed=study.seed),
-              *movers_and_inhibitors(study.model, study.batches, study.heads)]
-    found = [score for score in scores if score.found]
-    return [_role(study, score) for score in sorted(found, key=lambda score: (score.layer, score.head))]
+    """The roles of heads, each with whether the head matters to the task, alone and with all others of its role."""
+    scores = [*movers_and_inhibitors(study.model, study.batches, study.heads),
+              *sequence_roles(study.model, study.heads, seed=study.seed)]
+    found = sorted((score for score in scores if score.found), key=lambda score: (score.layer, score.head))
+    members: dict[str, list[str]] = {}
+    for score in found:
+        members.setdefault(score.role, []).append(score.node)
+    together = joint_effects(study.model, study.batches, study.metric, members, seed=study.seed)
+    return [_role(study, score, together[score.role], len(members[score.role])) for score in found]
 
 
-def _role(study: Study, score: RoleScore) -> Annotation:
-    node = f"a{score.layer}.h{score.head}"
+def _role(study: Study, score: RoleScore, together: Effect, n_together: int) -> Annotation:
+    node = score.node
     effect = study.effects[node]
     seen = "" if effect.p <= ALPHA else " (seen, without effect on this task)"
     data = {"baseline": score.baseline, "p": score.p, "least": score.baseline + score.least, "effect": effect.value,
             "effect_low": effect.low, "effect_high": effect.high, "effect_p": effect.p,
-            "n_heads": len(study.heads), "method": "head roles", "seed": study.seed}
+            "n_together": n_together, "effect_together": together.value, "effect_together_p": together.p,
+            "n_tested": len(study.heads), "method": "head roles", "seed": study.seed}
     return Annotation(node, "role", score.role + seen, score.score, data)
 
 
@@ -93,14 +98,14 @@ def annotate_attention(study: Study) -> list[Annotation]:
             found.append(_pattern(layer, head, text, list(names), mean))
     with torch.no_grad(), frozen(study.model):
         run = record(study.model, batch.clean[:1])
-        tokens = [_text(study.model, token) for token in batch.clean[0].tolist()]
+        tokens = [_text(study.model, token) for token in batch.clean[0].cpu().tolist()]
         for layer, head in study.heads:
             found.append(_pattern(layer, head, "first prompt", tokens, patterns(study.model, run, layer, [head])[0, 0]))
     return found
 
 
 def _pattern(layer: int, head: int, text: str, tokens: list[str], weights: torch.Tensor) -> Annotation:
-    rows = [[round(weight, 4) for weight in row] for row in weights.tolist()]
+    rows = [[round(weight, 4) for weight in row] for row in weights.cpu().tolist()]
     return Annotation(f"a{layer}.h{head}", "attention", text, None, {"tokens": tokens, "weights": rows})
 
 

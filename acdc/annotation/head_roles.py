@@ -52,6 +52,10 @@ class RoleScore:
     least: float
 
     @property
+    def node(self) -> str:
+        return f"a{self.layer}.h{self.head}"
+
+    @property
     def found(self) -> bool:
         return self.p <= ALPHA and self.score - self.baseline >= self.least
 
@@ -154,12 +158,12 @@ def copying(on: OnSequences) -> Measured:
     _, first = np.unique(tokens.cpu().numpy(), return_index=True)
     chosen = np.sort(first)[:POOL]
     pool = tokens[chosen]
-    shares = []
+    n_top, shares = max(1, int(TOP * len(pool))), []
     for (layer, head), values in zip(on.heads, v[:, chosen], strict=True):
         logits = direct_logits(on.model, layer, head, values, pool)
-        above = (logits > logits.diagonal()[:, None]).sum(1)
-        shares.append(int((above < max(1, int(TOP * len(pool)))).sum()))
-    chance, n = max(1, int(TOP * len(pool))) / len(pool), len(pool)
+        not_below = (logits >= logits.diagonal()[:, None]).sum(1)  # itself too; a head that writes nothing ties all
+        shares.append(int((not_below <= n_top).sum()))
+    chance, n = n_top / len(pool), len(pool)
     p = [binomial_tail(k, n, chance, above=True) for k in shares]
     return Measured(np.array(shares) / n, np.full(len(shares), chance), np.array(p))
 
@@ -190,7 +194,8 @@ def successor(on: OnSequences) -> Measured | None:
 
 
 def _top_other(on: OnSequences, tokens: Int[Tensor, " word"]) -> Int[np.ndarray, "head word"]:
-    """For each head and word, the other word of the class that OV writes most, read after one other token."""
+    """For each head and word, the other word of the class that OV writes most, read after one other token; -9 where
+    two tie."""
     first = prefix(on.model.tokenizer)[:1] or [int(on.sequences.control[0, 0])]
     prompts = torch.stack([torch.full_like(tokens, first[0]), tokens], dim=1)
     with torch.no_grad(), frozen(on.model):
@@ -198,7 +203,8 @@ def _top_other(on: OnSequences, tokens: Int[Tensor, " word"]) -> Int[np.ndarray,
         best = []
         for layer, head in on.heads:
             logits = direct_logits(on.model, layer, head, run.v[layer][:, 1, int(on.model.kv_head[head])], tokens)
-            best.append(logits.fill_diagonal_(-torch.inf).argmax(1).cpu().numpy())
+            largest, which = logits.fill_diagonal_(-torch.inf).topk(2, dim=1)
+            best.append(which[:, 0].where(largest[:, 0] > largest[:, 1], -9).cpu().numpy())
     return np.stack(best)
 
 
@@ -222,7 +228,8 @@ def _paired(own: Float[np.ndarray, "head sequence row"], base: Float[np.ndarray,
     nor a few sequences make a role."""
     excess = (own - base).astype(np.float64)
     p = [max(p_mean_above(one.mean(1)), p_mean_above(one.mean(0))) for one in excess]
-    return Measured(*(x.mean((1, 2), dtype=np.float64) for x in (own, base)), np.array(p))
+    score, baseline = (x.mean((1, 2), dtype=np.float64) for x in (own, base))
+    return Measured(score, baseline, np.array(p))
 
 
 def p_mean_above(values: Float[np.ndarray, " n"], bound: float = 0.0) -> float:
@@ -237,15 +244,15 @@ def _largest(candidates: Float[np.ndarray, "candidate head sequence row"]) -> Fl
 
 
 SEQUENCE_ROLES: dict[str, tuple[Callable[[OnSequences], Measured | None], float]] = {
-    "previous token": (previous_token, 0.1),
-    "duplicate token": (duplicate_token, 0.1),
     "induction": (induction, 0.1),
-    "attention sink": (attention_sink, 0.3),
-    "positional": (positional, 0.3),
-    "copying": (copying, 0.2),
+    "duplicate token": (duplicate_token, 0.1),
+    "previous token": (previous_token, 0.1),
     "successor": (successor, 0.2),
+    "copying": (copying, 0.2),
+    "positional": (positional, 0.3),
+    "attention sink": (attention_sink, 0.3),
 }
-"""How each role is measured, and by how much the score must be above its baseline."""
+"""How each role is measured, and by how much the score must be above its baseline; the most telling first."""
 
 
 def sequence_roles(model: Transformer, heads: Heads, *, n_sequences: int = 32, seed: int = 0) -> list[RoleScore]:

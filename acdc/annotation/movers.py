@@ -69,7 +69,7 @@ def movers_and_inhibitors(model: Transformer, batches: Sequence[Batch], heads: H
 def _with_both(batch: Batch) -> Batch:
     """The prompts in which answer and wrong answer occur."""
     both = _occurs(batch, batch.answer).any(1) & _occurs(batch, batch.wrong).any(1)
-    examples = tuple(example for example, yes in zip(batch.examples, both.tolist(), strict=True) if yes)
+    examples = tuple(example for example, yes in zip(batch.examples, both.cpu().tolist(), strict=True) if yes)
     return Batch(batch.clean[both], batch.corrupted[both], batch.answer[both], batch.wrong[both], examples)
 
 
@@ -86,7 +86,7 @@ def _joined(parts: Sequence[AtEnd]) -> AtEnd:
 
 
 def _at_end(model: Transformer, batch: Batch, heads: Heads) -> AtEnd:
-    run, rows = record(model, batch.clean), torch.arange(len(batch))
+    run, rows = record(model, batch.clean), torch.arange(len(batch), device=batch.clean.device)
     rstd = model.anatomy.final_norm.statistics(run.final[:, -1])[1]
     direction = (unembedding(model, batch.answer) - unembedding(model, batch.wrong)) * rstd
     answer, wrong = _occurs(batch, batch.answer), _occurs(batch, batch.wrong)

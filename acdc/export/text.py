@@ -68,9 +68,9 @@ def _scored(annotation: Annotation) -> str:
 
 
 def _annotation_text(annotation: Annotation) -> str:
-    """Its text and the plain numbers of its data, such as `name mover (baseline 0.1, p 1e-08)`."""
-    numbers = [f"{key} {number(value)}" for key, value in annotation.data.items()
-               if isinstance(value, int | float) and key != "seed"]
+    """Its text and what says how sure it is, such as `name mover (baseline 0.1, p 1e-08)`."""
+    known = [(key, annotation.data.get(key)) for key in ("baseline", "low", "high", "p")]
+    numbers = [f"{key} {number(value)}" for key, value in known if isinstance(value, int | float)]
     return annotation.text + (f" ({', '.join(numbers)})" if numbers else "")
 
 
