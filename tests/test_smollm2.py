@@ -6,6 +6,8 @@ import torch
 from naive import NaiveModel
 
 from acdc.ablation import prepare_ablation
+from acdc.annotation.head_roles import sequence_roles
+from acdc.annotation.movers import movers_and_inhibitors
 from acdc.discovery.eap_ig import eap_ig
 from acdc.evaluation.faithfulness import faithfulness_curve
 from acdc.evaluation.task_check import check_task
@@ -70,6 +72,16 @@ def test_faithfulness_of_ioi_circuits(model):
     small, large = (point.faithfulness for point in magnitude.points)
     assert 0.35 < small < 0.75 < large < 1.1
     assert all(point.faithfulness > 2 for point in signed.points)
+
+
+def test_some_heads_have_the_roles_that_the_docs_say(model):
+    heads = [(17, 4), (14, 3), (19, 3), (20, 0), (23, 7), (24, 4)]
+    batches = ioi(model.tokenizer).batches(model.tokenizer)
+    scores = [*sequence_roles(model, heads, n_sequences=8), *movers_and_inhibitors(model, batches, heads)]
+    found = {(score.node, score.role) for score in scores if score.found}
+    assert {("a17.h4", "induction"), ("a14.h3", "duplicate token"), ("a19.h3", "previous token"),
+            ("a20.h0", "S-inhibition"), ("a23.h7", "name mover"), ("a24.h4", "negative mover")} <= found
+    assert not found & {("a19.h3", "induction"), ("a20.h0", "name mover"), ("a17.h4", "S-inhibition")}
 
 
 UNABLE = {"induction", "mcqa", "colored_objects"}
