@@ -2,13 +2,14 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, models, show, tasks
+from . import calibrate, discover, evaluate, export, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "show": show,
+    "export": export,
     "tasks": tasks,
     "models": models,
 }

@@ -33,13 +33,13 @@ def circuit_to_json(circuit: Circuit) -> str:
     values = None
     scores_provenance = "null"
     if scores is not None:
-        scores_provenance = _dump_record(scores.provenance, "scores_provenance")
+        scores_provenance = dump_record(scores.provenance, "scores_provenance")
         values = [value if math.isfinite(value) else None for value in scores.values.tolist()]
     fields = {
         "format": json.dumps(FORMAT),
         "version": json.dumps(VERSION),
         "graph": json.dumps({name: getattr(graph, name) for name in GRAPH_FIELDS}),
-        "provenance": _dump_record(circuit.provenance, "provenance"),
+        "provenance": dump_record(circuit.provenance, "provenance"),
         "kept": f"[{kept}\n ]" if kept else "[]",
         "scores_provenance": scores_provenance,
         "scores": json.dumps(values, allow_nan=False, separators=(",", ":")),
@@ -49,7 +49,7 @@ def circuit_to_json(circuit: Circuit) -> str:
 
 def circuit_from_json(text: str, source: str = "the text") -> Circuit:
     """The circuit that `circuit_to_json` wrote. `source` names the text in errors: the file's path."""
-    data = _parse(text, source)
+    data = parse_json(text, source)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise AcdcError(f'{source} is not a circuit: the field "format" must be "{FORMAT}"')
     if data.get("version") != VERSION or isinstance(data["version"], bool):
@@ -57,12 +57,12 @@ def circuit_from_json(text: str, source: str = "the text") -> Circuit:
             f'{source}: field "version" is {data.get("version")!r}; this acdc reads version {VERSION}. '
             "Update acdc, or save the circuit again"
         )
-    _check_fields(data, FIELDS, source, "")
-    graph = _read_graph(data["graph"], source)
+    check_fields(data, FIELDS, source, "")
+    graph = read_graph(data["graph"], source)
     for name in ("provenance", "scores_provenance"):
         if not isinstance(data[name], dict) and not (name == "scores_provenance" and data["scores"] is None):
             raise _wrong(source, name, "it must be an object")
-        _check_record(data[name], f"{source}: {name}")
+        check_record(data[name], f"{source}: {name}")
     scores = None
     if data["scores"] is not None:
         scores = EdgeScores(graph, _read_scores(data["scores"], graph, source), data["scores_provenance"])
@@ -71,7 +71,8 @@ def circuit_from_json(text: str, source: str = "the text") -> Circuit:
     return Circuit(graph, _read_kept(data["kept"], graph, source), scores, data["provenance"])
 
 
-def _parse(text: str, source: str) -> Any:
+def parse_json(text: str, source: str) -> Any:
+    """What strict JSON says: without NaN, and no field given twice."""
     def refuse_constant(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not a JSON number")
 
@@ -88,11 +89,12 @@ def _parse(text: str, source: str) -> Any:
         raise AcdcError(f"{source} is not JSON: {error}. It may be cut off or changed by hand") from error
 
 
-def _read_graph(data: Any, source: str) -> Graph:
+def read_graph(data: Any, source: str) -> Graph:
+    """The graph of a record of its shape; refuses what no model has before memory is spent on it."""
     if not isinstance(data, dict):
         raise _wrong(source, "graph", "it must be an object")
     data = {"positions": [], **data}  # a file need not say that positions are not told apart
-    _check_fields(data, set(GRAPH_FIELDS), source, "graph.")
+    check_fields(data, set(GRAPH_FIELDS), source, "graph.")
     for name, kind in GRAPH_FIELDS.items():
         if type(data[name]) is not kind:
             raise _wrong(source, f"graph.{name}", f"{data[name]!r} is not of type {kind.__name__}")
@@ -154,19 +156,21 @@ def _read_kept(data: Any, graph: Graph, source: str) -> np.ndarray:
         raise _wrong(source, "kept", str(error)) from error
 
 
-def _check_fields(data: dict[str, Any], expected: set[str], source: str, prefix: str) -> None:
+def check_fields(data: dict[str, Any], expected: set[str], source: str, prefix: str) -> None:
+    """Refuses fields that are missing or unknown."""
     for name in sorted(expected ^ set(data)):
         what = "is missing" if name in expected else "is not one that this version knows"
         raise AcdcError(f'{source}: field "{prefix}{name}" {what}')
 
 
-def _dump_record(record: Mapping[str, Any], name: str) -> str:
+def dump_record(record: Mapping[str, Any], name: str) -> str:
+    """A provenance as ASCII JSON; `name` names it in errors."""
     plain = dict(record)
-    _check_record(plain, name)
+    check_record(plain, name)
     return json.dumps(plain, indent=2, allow_nan=False).replace("\n", "\n ")
 
 
-def _check_record(value: Any, where: str, depth: int = 0) -> None:
+def check_record(value: Any, where: str, depth: int = 0) -> None:
     """Refuses what JSON cannot hold, and what `json` would silently turn into something else."""
     if depth > MAX_DEPTH:
         raise AcdcError(f"{where[:60]}... is nested more than {MAX_DEPTH} deep. Flatten it")
@@ -174,10 +178,10 @@ def _check_record(value: Any, where: str, depth: int = 0) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise AcdcError(f"{where}: the key {key!r} is a {type(key).__name__}; use text as keys")
-            _check_record(item, f"{where}.{key}", depth + 1)
+            check_record(item, f"{where}.{key}", depth + 1)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _check_record(item, f"{where}[{i}]", depth + 1)
+            check_record(item, f"{where}[{i}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise AcdcError(f"{where} is {value}; JSON has only finite numbers. Leave it out, or use None (null)")
     elif not isinstance(value, str | int | float | type(None)):

@@ -1,0 +1,96 @@
+"""`acdc export`: writes a saved circuit in another format, or draws it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from acdc.errors import AcdcError
+from acdc.output_folder import write_file
+
+from .loading import read_circuit
+from .printing import say
+
+HELP = "draw a saved circuit, or write it for other programs"
+SMALL_TEXT, TALL_PAGE = 5.0, 9.5  # points, inches
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it; with --from, a file of "
+                        "that format")
+    parser.add_argument("--to", required=True, help="pdf, svg, png, tikz, tikzpicture, dot, graphml, gexf, cytoscape, "
+                        "csv, csv-nodes, latex, markdown, attribution-graph or json")
+    parser.add_argument("--from", dest="from_format", default="json", help="json, dot, graphml, gexf or cytoscape")
+    parser.add_argument("--out", type=Path, help="the file to write; default: the circuit's, with the format's ending")
+    parser.add_argument("--edges", type=int, help="how many edges a figure (default: 60, single: 30) or a table for a "
+                        "paper (20) shows at most")
+    parser.add_argument("--width", default="page", help="of a figure: single (3.3 inches), double (6.9) or page (6.5)")
+    parser.add_argument("--title", help="of a figure; '' for none, as in columns of print by default")
+    parser.add_argument("--groups", type=Path, help='draw classes of nodes, as in {"name mover": ["a9.h9", "a9.h6"]}')
+    parser.add_argument("--roles", type=Path, help='tint and tag nodes by what they do, as in {"a9.h9": "name mover"}')
+    parser.add_argument("--all-edges", action="store_true", help="in files of graphs, edges that are not kept too")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from acdc.export.formats import FORMATS, Wanted, format_of, read_export
+
+    chosen = format_of(arguments.to)
+    if arguments.from_format == "json":
+        circuit, roles = read_circuit(arguments.circuit), {}
+    else:
+        format_of(arguments.from_format)
+        circuit, roles = read_export(arguments.circuit.read_bytes(), arguments.from_format, str(arguments.circuit))
+    if arguments.edges is not None and arguments.edges < 1:
+        raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
+    wanted = Wanted({**roles, **_roles(arguments)}, _groups(arguments), arguments.width, arguments.title,
+                    arguments.edges, arguments.all_edges)
+    out = _target(arguments, chosen.suffix)
+    write_file(out, FORMATS[arguments.to].write(circuit, wanted))
+    print(f"written to {out}")
+    if chosen.is_figure:
+        drawing = wanted.drawing(circuit)
+        if drawing.smallest_text < SMALL_TEXT:
+            say(f"note: the smallest letters have {drawing.smallest_text:.1f} points; fewer --edges or --width double "
+                "makes them larger")
+        if drawing.height > TALL_PAGE:
+            say(f"note: the figure is {drawing.height:.1f} inches tall, more than most pages; draw fewer --edges")
+
+
+def _target(arguments: argparse.Namespace, suffix: str) -> Path:
+    if arguments.out:
+        if arguments.out.is_dir() or not arguments.out.parent.is_dir():
+            what = "that is a folder" if arguments.out.is_dir() else f"{arguments.out.parent} is not a folder"
+            raise AcdcError(f"cannot write to {arguments.out}: {what}; give --out a file in a folder that exists")
+        return arguments.out
+    source = arguments.circuit / "circuit.json" if arguments.circuit.is_dir() else arguments.circuit
+    name = {"csv-nodes": "nodes", "attribution-graph": "attribution_graph", "latex": "table"}.get(arguments.to)
+    target = source.with_name(f"{name}.{suffix}") if name else source.with_suffix(f".{suffix}")
+    if target.exists():
+        raise AcdcError(f"{target} is there already; say with --out which file to write")
+    return target
+
+
+def _groups(arguments: argparse.Namespace) -> dict[str, list[str]] | None:
+    from acdc.export.classes import read_groups
+
+    return read_groups(_text_of(arguments.groups), str(arguments.groups)) if arguments.groups else None
+
+
+def _roles(arguments: argparse.Namespace) -> dict[str, str]:
+    if not arguments.roles:
+        return {}
+    try:
+        data = json.loads(_text_of(arguments.roles))
+    except ValueError as error:
+        raise AcdcError(f"{arguments.roles} is not JSON: {error}") from error
+    if not isinstance(data, dict) or not all(isinstance(role, str) for role in data.values()):
+        raise AcdcError(f'{arguments.roles} must hold an object from nodes to roles, such as {{"a9.h9": "name mover"}}')
+    return data
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise AcdcError(f"there is no file {str(path)!r}") from error
+    except UnicodeDecodeError as error:
+        raise AcdcError(f"{path} is not UTF-8 text") from error
