@@ -16,7 +16,7 @@ ORDER = ("errors", "output_folder", "graph", "circuit", "task", "metrics", "arch
          "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
-                   "export"}  # for export
+                   "evaluation.difference", "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from . import calibrate, discover, evaluate, export, models, show, tasks
+from . import calibrate, diff, discover, evaluate, export, models, show, tasks
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
@@ -10,6 +10,7 @@ COMMANDS: dict[str, ModuleType] = {
     "calibrate": calibrate,
     "show": show,
     "export": export,
+    "diff": diff,
     "tasks": tasks,
     "models": models,
 }

@@ -4,8 +4,9 @@ A circuit of more edges than a person can read is drawn as its backbone, and the
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -35,6 +36,15 @@ FEW = 60  # edges that are drawn at full width; more are thinner
 Curve = Float[np.ndarray, "4 2"]
 
 
+class Look(NamedTuple):
+    """The colour and the dashes of each edge by its number; the legend, the title and the note, empty for none."""
+
+    line: Callable[[int], tuple[str, tuple[float, float] | None]]
+    entries: list[Entry]
+    title: str
+    note: str
+
+
 def circuit_drawing(circuit: Circuit, *, title: str | None = None, max_edges: int | None = None, width: str = "page",
                     roles: Mapping[str, str] | None = None) -> Drawing:
     """The circuit from the input at the bottom to the logits at the top, on one page.
@@ -49,19 +59,32 @@ def circuit_drawing(circuit: Circuit, *, title: str | None = None, max_edges: in
     reads a key or value to where its output is read: it may have come that way, if the head can look there.
     """
     page = page_of(width)
+    shown = shown_edges(circuit, max_edges, page)
+    nodes = {node for edge in shown.edges.tolist() for node, _ in edge_ends(circuit.graph, edge)}
+    classes = classes_of_roles(circuit.graph, roles or {}).among(nodes)
+    if title is None:
+        title = default_title(circuit) if width == "page" else ""
+    note = _note(circuit, shown) + note_on_columns(circuit.graph, shown)
+    look = Look(_by_channel(circuit), _legend(circuit, shown, classes), title, note)
+    return drawn(circuit, shown, look, page, classes)
+
+
+def shown_edges(circuit: Circuit, max_edges: int | None, page: Page) -> Backbone:
+    """The edges to draw: all, or the backbone of at most `max_edges`, which by default is what the page can hold."""
     max_edges = page.max_edges if max_edges is None else max_edges
     if max_edges < 1:
         raise AcdcError(f"max_edges is {max_edges}: at least one edge must be shown")
-    shown = backbone(circuit, max_edges)
+    return backbone(circuit, max_edges)
+
+
+def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
+    """The edges `shown`, as wide as |score|, in colours and with words of one's own."""
+    classes = classes or Classes((), {}, {})
     places = {place for edge in shown.edges.tolist() for place in edge_ends(circuit.graph, edge)}
-    classes = classes_of_roles(circuit.graph, roles or {}).among({node for node, _ in places})
     page = replace(page, tag=classes.longest_tag + 1 if classes.names else 0)
-    entries = _legend(circuit, shown, classes)
-    if title is None:
-        title = default_title(circuit) if width == "page" else ""
-    head = _head(title, _note(circuit, shown) + _note_on_columns(circuit.graph, shown), page)
+    head = _head(look.title, look.note, page)
     rooms = {"head_room": 0.1 + sum(height for _, height in head),
-             "foot_room": 0.12 + LINE * n_legend_rows(entries, page.width)}
+             "foot_room": 0.12 + LINE * n_legend_rows(look.entries, page.width)}
     if circuit.graph.positions:
         layout = in_columns(circuit.graph, places, page=page, **rooms)
     else:
@@ -69,10 +92,21 @@ def circuit_drawing(circuit: Circuit, *, title: str | None = None, max_edges: in
     shapes = [
         *_bands(layout, page), *_columns(circuit.graph, layout, page),
         *(_carried_links if circuit.graph.positions else _fixed_links)(circuit.graph, shown, layout),
-        *_edges(circuit, shown, layout, page), *_nodes(layout, classes), *_head_shapes(head, layout),
-        *legend_shapes(entries, layout.width, page.width),
+        *_edges(circuit, shown, look, layout, page), *_nodes(layout, classes), *_head_shapes(head, layout),
+        *legend_shapes(look.entries, layout.width, page.width),
     ]
     return Drawing(layout.width, layout.height, tuple(shapes)).scaled_to(page.printed)
+
+
+def _by_channel(circuit: Circuit) -> Callable[[int], tuple[str, tuple[float, float] | None]]:
+    graph = circuit.graph
+    values = np.zeros(graph.n_edges) if circuit.scores is None else circuit.scores.values
+
+    def line(edge: int) -> tuple[str, tuple[float, float] | None]:
+        letter = graph.channels[graph.edge_channel[edge]].letter
+        return COLOURS[letter], DASHES if -np.inf < values[edge] < 0 else None
+
+    return line
 
 
 def default_title(circuit: Circuit) -> str:
@@ -115,7 +149,7 @@ def _note(circuit: Circuit, shown: Backbone) -> str:
     )
 
 
-def _note_on_columns(graph: Graph, shown: Backbone) -> str:
+def note_on_columns(graph: Graph, shown: Backbone) -> str:
     drawn = {*graph.edge_position[shown.edges].tolist(), graph.n_positions - 1}
     hidden = [name for i, name in enumerate(graph.positions) if i not in drawn]
     return f"; none at {some_names(hidden)}" if hidden and len(shown.edges) else ""
@@ -185,17 +219,16 @@ def _carried_links(graph: Graph, shown: Backbone, layout: Layout) -> Iterator[Sh
         yield Patch(np.array([[x1, b.y], [back, b.y + 0.022], [back, b.y - 0.022]]), LINK_COLOUR)
 
 
-def _edges(circuit: Circuit, shown: Backbone, layout: Layout, page: Page) -> Iterator[Shape]:
+def _edges(circuit: Circuit, shown: Backbone, look: Look, layout: Layout, page: Page) -> Iterator[Shape]:
     graph, strengths = circuit.graph, edge_strengths(circuit)
-    values = np.zeros(graph.n_edges) if circuit.scores is None else circuit.scores.values
     most = strengths[shown.edges].max(initial=0) or 1
     for edge in shown.edges[np.argsort(strengths[shown.edges], kind="stable")].tolist():
-        letter = graph.channels[graph.edge_channel[edge]].letter
         relative = float(np.sqrt(strengths[edge] / most)) if circuit.scores is not None else 0.4
+        letter = graph.channels[graph.edge_channel[edge]].letter
+        colour, dashes = look.line(edge)
         yield Stroke(
-            _curve(*edge_ends(graph, edge), letter, layout, page), COLOURS[letter],
-            line_width(relative, len(shown.edges)), 0.4 + 0.55 * relative,
-            DASHES if -np.inf < values[edge] < 0 else None, curved=True, name=graph.edge_name(edge),
+            _curve(*edge_ends(graph, edge), letter, layout, page), colour, line_width(relative, len(shown.edges)),
+            0.4 + 0.55 * relative, dashes, curved=True, name=graph.edge_name(edge),
         )
 
 
