@@ -182,7 +182,7 @@ def _annotations(circuit: Circuit, annotations: Sequence[Annotation]) -> dict[st
     of_node: dict[str, list[dict[str, Any]]] = {}
     for annotation in annotations:
         if annotation.node not in known:
-            raise AcdcError(f"an annotation is of {annotation.node!r}, which the circuit's graph has not; its nodes are "
+            raise AcdcError(f"an annotation is of {annotation.node!r}, which the circuit's graph lacks; its nodes are "
                             f"input, a0.h0 ... m{circuit.graph.n_layers - 1} and logits")
         of_node.setdefault(annotation.node, []).append(annotation.as_record())
     return of_node

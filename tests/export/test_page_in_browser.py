@@ -48,9 +48,6 @@ def browser():
 @pytest.fixture(scope="module")
 def circuit() -> Circuit:
     """The strongest 400 edges of IOI in SmolLM2, with the curve beside them."""
-    if os.path.exists("/tmp/g1/fixture.json"):  # TEMPORARY
-        from acdc.export.json_file import circuit_from_json
-        return circuit_from_json(open("/tmp/g1/fixture.json").read())
     model = load_model("smollm2")
     batches = ioi(model.tokenizer, n=2).batches(model.tokenizer)
     scores = eap(model, batches)
@@ -101,7 +98,7 @@ def open_page(browser):
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: None if allowed(request.url, url) else wrong.append(request.url))
         page.goto(url)
@@ -137,7 +134,7 @@ def set_size(page, n: int) -> dict:
 
 def slide(page, label: str, value: int) -> dict:
     page.get_by_label(label, exact=True).evaluate(
-        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }", value)
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})) }", value)
     return summary(page)
 
 
@@ -244,11 +241,13 @@ def test_a_click_opens_the_panel(open_page, url, circuit):
         own = [e for e in np.nonzero(circuit.kept)[0] if ends[e] == "a23.h3"]
         own.sort(key=lambda e: -abs(circuit.scores.values[e]))
         expected = [graph.edge_name(int(e)) for e in own][:40]
-        assert panel.locator(f'[data-list="{title}"] .edges button').evaluate_all("all => all.map(b => b.title)") == expected
+        rows = panel.locator(f'[data-list="{title}"] .edges button')
+        assert rows.evaluate_all("all => all.map(row => row.title)") == expected
     assert panel.locator("[data-kind]").evaluate_all("all => all.map(section => section.dataset.kind)") == [
         "role", "evidence", "attention", "lens", "tokens", "probe", "feature", "something new"]
     text = panel.inner_text()
-    for said in ("name mover", "copies names", "0.87", "␣Mary", "␣Kenneth", "0.93 (0.9 to 0.96)", "said in words", "and more"):
+    for said in ("name mover", "copies names", "0.87", "␣Mary", "␣Kenneth", "0.93 (0.9 to 0.96)",
+                 "said in words", "and more"):
         assert said in text
     assert panel.locator(".attention td").count() == 25
     assert panel.locator(".example bdi").all_inner_texts() == ["At", " the", " bank", ",", " Mary"]
@@ -379,7 +378,8 @@ def test_everything_by_keyboard(open_page, url):
 def test_every_control_has_a_name(open_page, url):
     page = open_page(url)
     node(page, "a23.h3").click()
-    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input:not([hidden]), select, summary, .node')]
+    nameless = page.evaluate("""() =>
+      [...document.querySelectorAll('button, input:not([hidden]), select, summary, .node')]
         .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim()))
         .map(e => e.outerHTML)""")
     assert nameless == []
@@ -392,8 +392,9 @@ def test_light_and_dark(open_page, url, scheme):
     page = open_page(url, color_scheme=scheme)
     light = page.evaluate(LUMINANCE, "--surface")
     assert (light > 0.5) == (scheme == "light")
-    for text, ground in (("--text", "--surface"), ("--soft", "--surface"), ("--faint", "--surface"), ("--node-text", "--head"),
-                         ("--node-text", "--mlp"), ("--node-text", "--group"), ("--end-text", "--end"), ("--accent-text", "--accent")):
+    for text, ground in (("--text", "--surface"), ("--soft", "--surface"), ("--faint", "--surface"),
+                         ("--node-text", "--head"), ("--node-text", "--mlp"), ("--node-text", "--group"),
+                         ("--end-text", "--end"), ("--accent-text", "--accent")):
         low, high = sorted(page.evaluate(LUMINANCE, name) for name in (text, ground))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
     page.keyboard.press("t")
@@ -445,7 +446,8 @@ def test_state_in_the_address_and_in_a_file(open_page, url, circuit, folder):
 def test_a_wrong_address_is_told(open_page, url):
     page = open_page(url + "#%7Bhello")
     assert "no state" in page.locator(".status").inner_text()
-    page = open_page(url + "#" + json.dumps({"pinned": ["a99.h0", "a23.h3"], "n": 10**9, "by": "luck"}).replace('"', "%22"))
+    record = json.dumps({"pinned": ["a99.h0", "a23.h3"], "n": 10**9, "by": "luck"})
+    page = open_page(url + "#" + record.replace('"', "%22"))
     shown = summary(page)
     assert (shown["state"]["pinned"], shown["nCircuit"]) == (["a23.h3"], 20_000)
 
@@ -493,7 +495,8 @@ def test_pictures_of_what_is_seen(open_page, url, folder):
     shown = summary(page)
     x, y, k = shown["view"]
     stage = page.locator(".stage").bounding_box()
-    boxes = page.locator(".node .box").evaluate_all("all => all.map(e => [e.closest('.node').dataset.node, e.getBoundingClientRect().toJSON()])")
+    boxes = page.locator(".node .box").evaluate_all(
+        "all => all.map(e => [e.closest('.node').dataset.node, e.getBoundingClientRect().toJSON()])")
     inside = {key for key, box in boxes if box["right"] > stage["x"] and box["left"] < stage["x"] + stage["width"]
               and box["bottom"] > stage["y"] and box["top"] < stage["y"] + stage["height"]}
     assert 5 < len(inside) < len(boxes)
@@ -515,8 +518,8 @@ def test_pictures_of_what_is_seen(open_page, url, folder):
     assert tikz.count("controls") == len(drawn)
     if shutil.which("pdflatex"):
         (folder / "view.tex").write_text(tikz)
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "view.tex"], cwd=folder, capture_output=True, text=True,
-                              check=False)
+        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "view.tex"], cwd=folder, capture_output=True,
+                              text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -546,7 +549,8 @@ def test_hostile_text_is_only_text(open_page, folder):
 def test_positions_are_columns(open_page, folder):
     graph = Graph(3, 3, 3, positions=("S1", "S2", "end"))
     scores = EdgeScores(graph, np.zeros(graph.n_edges))
-    names = ["input->a0.h1<k>@S1", "a0.h1->a1.h0<q>@end", "a0.h1->m1@S2", "a1.h0->m2@end", "m2->logits@end", "m1->a2.h2<v>@S2"]
+    names = ["input->a0.h1<k>@S1", "a0.h1->a1.h0<q>@end", "a0.h1->m1@S2", "a1.h0->m2@end", "m2->logits@end",
+             "m1->a2.h2<v>@S2"]
     for i, name in enumerate(names):
         scores.values[graph.edge(name)] = 6 - i
     page = open_page(write(folder / "positions.html", to_html(Circuit.from_edges(graph, names, scores=scores))))
@@ -598,8 +602,6 @@ def test_it_is_fast_with_5000_edges(browser, circuit, folder):
     each = (worked() - before) / len(taken)
     assert len(summary(page)["edges"]) > 3000
     page.close()
-    print(f"\npaint {paint:.0f} ms, {1000 * until_drawn:.0f} ms of work; slider {statistics.median(taken):.0f} ms, "
-          f"{1000 * each:.0f} ms of work")
     assert until_drawn < 2
     assert each < 0.1
     if quiet:
@@ -628,4 +630,5 @@ def test_the_data_is_not_markup(circuit):
     assert data.isascii() and not set("<>&") & set(data)
     decoded = json.loads(data)["edges"]
     scores = np.frombuffer(base64.b64decode(decoded["score"]), "<f8")
-    np.testing.assert_array_equal(scores, circuit.scores.values[np.argsort(-np.abs(circuit.scores.values), kind="stable")][:20_000])
+    values = circuit.scores.values
+    np.testing.assert_array_equal(scores, values[np.argsort(-np.abs(values), kind="stable")][:20_000])

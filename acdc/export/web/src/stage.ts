@@ -86,8 +86,8 @@ export class Stage {
   fit(): void {
     if (!this.scene) return;
     const { left, right, top, bottom } = this.scene.layout;
-    const k = Math.min(1.6, (this.width - 24) / (right - left), (this.height - 52) / (bottom - top + 14));
-    const x = (this.width - k * (left + right)) / 2, y = (this.height - 26 - k * (top + bottom + 14)) / 2;
+    const k = Math.min(1.6, (this.width - 24) / (right - left), (this.height - 64) / (bottom - top + 14));
+    const x = (this.width - k * (left + right)) / 2, y = (this.height - 40 - k * (top + bottom + 14)) / 2;
     this.look([x, y, k]);
   }
 
