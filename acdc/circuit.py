@@ -1,6 +1,7 @@
-"""The records everyone exchanges: a score for every edge, and the set of edges kept."""
+"""The records everyone exchanges: a score for every edge, the set of edges kept, what is known of a node."""
 
 import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -222,3 +223,31 @@ class Circuit:
 def _moved(channel: Channel, at: Bool[np.ndarray, " position"]) -> Bool[np.ndarray, " position"]:
     """The positions that a value read at some positions can reach, or come from: all, through a key or a value."""
     return np.full_like(at, at.any()) if channel.letter in ("k", "v") else at
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One thing that is known of one node, such as its role, or what an attention pattern looked like.
+
+    `kind` says what it is: "role", "evidence", "attention", "lens", "tokens", "probe", "feature" or any other word.
+    `text` says it in words, `value` as a number, `data` in whatever more there is (what JSON can hold); see
+    `docs/page.md` for what each kind holds.
+    """
+
+    node: str
+    kind: str
+    text: str = ""
+    value: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Node.parse(self.node)
+        if not self.kind:
+            raise AcdcError(f"an annotation of {self.node} has no kind; give one, such as role")
+        if self.value is not None and not math.isfinite(self.value):
+            raise AcdcError(f"the {self.kind} of {self.node} is {self.value}; it must be a finite number or None")
+
+    def as_record(self) -> dict[str, Any]:
+        """What a file holds of it beside the node: what is not empty."""
+        record = {"kind": self.kind, "text": self.text, "value": self.value, "data": dict(self.data)}
+        return {key: value for key, value in record.items() if value not in ("", None, {})}

@@ -2,14 +2,16 @@
 
 from types import ModuleType
 
-from . import calibrate, diff, discover, evaluate, export, models, show, tasks
+from . import calibrate, diff, discover, evaluate, export, models, report, show, tasks, view
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "show": show,
+    "view": view,
     "export": export,
+    "report": report,
     "diff": diff,
     "tasks": tasks,
     "models": models,

@@ -1,13 +1,12 @@
 """`acdc export`: writes a saved circuit in another format, or draws it."""
 
 import argparse
-import json
 from pathlib import Path
 
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import read_circuit
+from .loading import read_annotations, read_circuit, read_text
 from .printing import say
 
 HELP = "draw a saved circuit, or write it for other programs"
@@ -17,8 +16,8 @@ SMALL_TEXT, TALL_PAGE = 5.0, 9.5  # points, inches
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it; with --from, a file of "
                         "that format")
-    parser.add_argument("--to", required=True, help="pdf, svg, png, tikz, tikzpicture, dot, graphml, gexf, cytoscape, "
-                        "csv, csv-nodes, latex, markdown, attribution-graph or json")
+    parser.add_argument("--to", required=True, help="html, pdf, svg, png, tikz, tikzpicture, dot, graphml, gexf, "
+                        "cytoscape, csv, csv-nodes, latex, markdown, attribution-graph or json")
     parser.add_argument("--from", dest="from_format", default="json", help="json, dot, graphml, gexf or cytoscape")
     parser.add_argument("--out", type=Path, help="the file to write; default: the circuit's, with the format's ending")
     parser.add_argument("--edges", type=int, help="how many edges a figure (default: 60, single: 30) or a table for a "
@@ -26,11 +25,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", default="page", help="of a figure: single (3.3 inches), double (6.9) or page (6.5)")
     parser.add_argument("--title", help="of a figure; '' for none, as in columns of print by default")
     parser.add_argument("--groups", type=Path, help='draw classes of nodes, as in {"name mover": ["a9.h9", "a9.h6"]}')
-    parser.add_argument("--roles", type=Path, help='tint and tag nodes by what they do, as in {"a9.h9": "name mover"}')
+    parser.add_argument("--annotations", type=Path, help="what is known of the nodes: figures tint and tag them by "
+                        "their roles (default: annotations.json beside the circuit, if there is one)")
     parser.add_argument("--all-edges", action="store_true", help="in files of graphs, edges that are not kept too")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from acdc.export.classes import roles_of
     from acdc.export.formats import FORMATS, Wanted, format_of, read_export
 
     chosen = format_of(arguments.to)
@@ -41,8 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
         circuit, roles = read_export(arguments.circuit.read_bytes(), arguments.from_format, str(arguments.circuit))
     if arguments.edges is not None and arguments.edges < 1:
         raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
-    wanted = Wanted({**roles, **_roles(arguments)}, _groups(arguments), arguments.width, arguments.title,
-                    arguments.edges, arguments.all_edges)
+    annotations = read_annotations(arguments)
+    wanted = Wanted({**roles, **roles_of(annotations)}, annotations, _groups(arguments), arguments.width,
+                    arguments.title, arguments.edges, arguments.all_edges)
     out = _target(arguments, chosen.suffix)
     write_file(out, FORMATS[arguments.to].write(circuit, wanted))
     print(f"written to {out}")
@@ -72,25 +74,4 @@ def _target(arguments: argparse.Namespace, suffix: str) -> Path:
 def _groups(arguments: argparse.Namespace) -> dict[str, list[str]] | None:
     from acdc.export.classes import read_groups
 
-    return read_groups(_text_of(arguments.groups), str(arguments.groups)) if arguments.groups else None
-
-
-def _roles(arguments: argparse.Namespace) -> dict[str, str]:
-    if not arguments.roles:
-        return {}
-    try:
-        data = json.loads(_text_of(arguments.roles))
-    except ValueError as error:
-        raise AcdcError(f"{arguments.roles} is not JSON: {error}") from error
-    if not isinstance(data, dict) or not all(isinstance(role, str) for role in data.values()):
-        raise AcdcError(f'{arguments.roles} must hold an object from nodes to roles, such as {{"a9.h9": "name mover"}}')
-    return data
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise AcdcError(f"there is no file {str(path)!r}") from error
-    except UnicodeDecodeError as error:
-        raise AcdcError(f"{path} is not UTF-8 text") from error
+    return read_groups(read_text(arguments.groups), str(arguments.groups)) if arguments.groups else None

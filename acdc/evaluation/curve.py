@@ -1,8 +1,12 @@
 """Faithfulness over circuit sizes, and the areas that summarise it."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from acdc.circuit import Rank
+from acdc.errors import AcdcError
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -55,3 +59,47 @@ class Curve:
     def _area(self, heights: list[float]) -> float:
         x = [point.fraction for point in self.points]
         return sum(((x[i + 1] - x[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(x) - 1)), 0.0)
+
+    def as_record(self) -> dict[str, Any]:
+        """What a circuit's provenance holds of it, for `curves_of` to read."""
+        return {**asdict(self), "points": [asdict(point) for point in self.points]}
+
+
+def curves_of(provenance: Mapping[str, Any]) -> list[Curve]:
+    """The curves that a circuit's provenance holds as `curves`, as `Curve.as_record` wrote them; none if it has none.
+
+    Refuses what is no curve: the provenance of a file can be anything.
+    """
+    records = provenance.get("curves", [])
+    if not isinstance(records, list):
+        raise _no_curve(f"it is a {type(records).__name__}, not a list")
+    return [_read_curve(record) for record in records]
+
+
+def _read_curve(record: Any) -> Curve:
+    _check_record(record, Curve)
+    if record["by"] not in ("signed", "magnitude"):
+        raise _no_curve(f"by is {record['by']!r}, neither 'signed' nor 'magnitude'")
+    if not isinstance(record["points"], list | tuple):
+        raise _no_curve("points are not a list")
+    for point in record["points"]:
+        _check_record(point, CurvePoint)
+    return Curve(**{**record, "points": tuple(CurvePoint(**point) for point in record["points"])})
+
+
+def _check_record(record: Any, kind: type) -> None:
+    if not isinstance(record, dict):
+        raise _no_curve(f"a {type(record).__name__} where an object is needed")
+    names = {field.name: str(field.type) for field in fields(kind)}
+    if set(record) != set(names):
+        raise _no_curve(f"an object has the fields {', '.join(sorted(record))}; needed: {', '.join(names)}")
+    for name, value in record.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if kind is CurvePoint and not is_number or name in ("full", "empty", "n_prompts") and not is_number:
+            raise _no_curve(f"{name} is {value!r}, not a finite number")
+        if name == "metric" and kind is Curve and not isinstance(value, str):
+            raise _no_curve(f"metric is {value!r}, not a name")
+
+
+def _no_curve(what: str) -> AcdcError:
+    return AcdcError(f"the circuit's provenance.curves cannot be read: {what}. Leave curves out, or find it again")

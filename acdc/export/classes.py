@@ -1,9 +1,10 @@
 """Which named class each node is in: from a file of groups, or from what nodes are said to do."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from acdc.circuit import Annotation
 from acdc.errors import AcdcError
 from acdc.export.json_file import parse_json
 from acdc.export.palette import CLASSES
@@ -51,6 +52,15 @@ class Classes:
         return [(self.tags[name], name, CLASSES[i % len(CLASSES)]) for i, name in enumerate(self.names)]
 
 
+def roles_of(annotations: Sequence[Annotation]) -> dict[str, str]:
+    """What each node is said to do: the text of its first annotation of the kind `role`."""
+    roles: dict[str, str] = {}
+    for annotation in annotations:
+        if annotation.kind == "role" and annotation.text:
+            roles.setdefault(annotation.node, annotation.text)
+    return roles
+
+
 def classes_of_roles(graph: Graph, roles: Mapping[str, str]) -> Classes:
     """A class a role, in the order of the layers where they begin."""
     groups: dict[str, list[str]] = {}
@@ -83,11 +93,6 @@ def read_groups(text: str, source: str = "the text") -> dict[str, list[str]]:
         raise AcdcError(f'{source} must hold an object from names of groups to lists of nodes, such as '
                         '{"name mover": ["a9.h9", "a9.h6"]}')
     return data
-
-
-def roles_of_groups(groups: Mapping[str, list[str]]) -> dict[str, str]:
-    """The role of each node of a group: the name of the group."""
-    return {node: name for name, nodes in groups.items() for node in nodes}
 
 
 def _tags(names: list[str]) -> dict[str, str]:

@@ -43,8 +43,8 @@ def difference_drawing(found: Difference, names: tuple[str, str], *, title: str 
         most = float(edge_strengths(both)[shown.edges].max(initial=0))
         thickest = line_width(1.0, len(shown.edges))
         entries.append(Entry(f"{most:.2g} times its circuit's mean |score|", GREY, thickest))
-    note = (f"shown: {len(shown.edges)} of {both.n_edges:,} edges that either keeps; {found.shared.sum():,} are kept by "
-            f"both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only")
+    note = (f"shown: {len(shown.edges)} of {both.n_edges:,} edges that either keeps; {found.shared.sum():,} are kept "
+            f"by both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only")
     return drawn(both, shown, Look(line, entries, title, note + note_on_columns(graph, shown)), page)
 
 

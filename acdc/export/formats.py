@@ -4,11 +4,11 @@ A format is one line here and one module of its own. Its writer gets a circuit a
 bytes of a file; its reader gets a file's text and its name for errors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from acdc.circuit import Circuit
+from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.export.attribution_graph import to_attribution_graph
 from acdc.export.circuit_drawing import circuit_drawing
@@ -22,6 +22,7 @@ from acdc.export.gexf import from_gexf, to_gexf
 from acdc.export.graphml import from_graphml, to_graphml
 from acdc.export.json_file import circuit_from_json, circuit_to_json
 from acdc.export.node_table import node_table
+from acdc.export.page import to_html
 from acdc.export.paper_table import latex_table, markdown_table
 from acdc.export.record import Saved
 from acdc.export.tikz import to_tikz
@@ -31,12 +32,13 @@ from acdc.export.tikz import to_tikz
 class Wanted:
     """What an export is to show. Each format takes what it has a use for.
 
-    `roles`: what nodes are said to do. `groups`: classes that a figure draws instead of nodes. `width`, `title` and
-    `max_edges` are of figures, `max_edges` also the rows of a table for a paper. `all_edges`: write edges that are not
-    kept too, so that a file of a graph reads back whole.
+    `roles`: what nodes are said to do. `annotations`: all that is known of them, for the page. `groups`: classes that a
+    figure draws instead of nodes. `width`, `title` and `max_edges` are of figures, `max_edges` also the rows of a table
+    for a paper. `all_edges`: write edges that are not kept too, so that a file of a graph reads back whole.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
+    annotations: Sequence[Annotation] = ()
     groups: Mapping[str, list[str]] | None = None
     width: str = "page"
     title: str | None = None
@@ -87,6 +89,8 @@ FORMATS: dict[str, Format] = {
     "pdf": Format("pdf", "a figure for a paper, fonts embedded", _figure("pdf"), is_figure=True),
     "svg": Format("svg", "a figure for a web page", _figure("svg"), is_figure=True),
     "png": Format("png", "a figure in pixels, 300 an inch", _figure("png"), is_figure=True),
+    "html": Format("html", "a page for the browser, to look around in",
+                   lambda circuit, wanted: to_html(circuit, wanted.annotations, title=wanted.title).encode()),
     "tikz": Format("tex", "the figure as a document for pdflatex", _tikz(True), is_figure=True),
     "tikzpicture": Format("tex", "the figure to \\input in a paper", _tikz(False), is_figure=True),
     "dot": Format("dot", "for Graphviz", _graph(to_dot), from_dot),

@@ -72,7 +72,7 @@ def circuit_from_json(text: str, source: str = "the text") -> Circuit:
 
 
 def parse_json(text: str, source: str) -> Any:
-    """What strict JSON says: without NaN, and no field given twice."""
+    """What strict JSON holds: finite numbers, and no name twice in an object. `source` names the text in errors."""
     def refuse_constant(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not a JSON number")
 

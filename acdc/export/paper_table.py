@@ -6,18 +6,10 @@ import numpy as np
 
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError
+from acdc.export.latex_text import latex
 from acdc.export.paths import edge_strengths
-from acdc.export.record import checked_roles, readable
+from acdc.export.record import checked_roles
 from acdc.export.report import code, escaped, table
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "{''}", "'": "{'}", "`": "{`}",  # as the fonts of plain LaTeX have them
-    "-": "{-}", "−": r"$-$", "×": r"$\times$", "…": r"\dots{}", "→": r"$\to$",
-}
-# What pdflatex sets without a package for fonts of other scripts.
-LATIN = {c: c for c in map(chr, range(0xC0, 0x180)) if c.isalpha() and c not in "ĲĳĿŀŉſ"}
 
 
 def latex_table(circuit: Circuit, roles: Mapping[str, str] | None = None, *, n_edges: int = 20) -> str:
@@ -43,12 +35,6 @@ def markdown_table(circuit: Circuit, roles: Mapping[str, str] | None = None, *, 
               for name, cell in zip(columns, row, strict=True)] for row in rows]
     return f"{table(columns, cells)}\n\n{escaped(note)}\n"
 
-
-def latex(text: str) -> str:
-    """As plain text for pdflatex: no character is a command, and none is one that its fonts lack."""
-    return "".join(
-        LATEX[c] if c in LATEX else c if c in LATIN or " " <= c <= "~" else f"[U+{ord(c):04X}]" for c in readable(text)
-    )
 
 
 def _rows(circuit: Circuit, roles: Mapping[str, str] | None, n_edges: int) -> tuple[list[str], list[list[str]], str]:

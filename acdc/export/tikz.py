@@ -1,7 +1,7 @@
 """A drawing in TikZ, which plain pdflatex sets: the same shapes as in the figure, in the letters of the paper."""
 
 from acdc.export.drawing import Drawing, Panel, Patch, Shape, Words
-from acdc.export.paper_table import latex
+from acdc.export.latex_text import latex
 
 HEAD = r"""\documentclass{article}
 \usepackage[paperwidth=%WIDTH%in,paperheight=%HEIGHT%in,margin=0in]{geometry}

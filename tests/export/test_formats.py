@@ -20,8 +20,9 @@ from acdc.export.attribution_graph import to_attribution_graph
 from acdc.export.edge_table import circuit_from_table, edge_table
 from acdc.export.formats import FORMATS, Wanted, read_export
 from acdc.export.graphml import from_graphml, to_graphml
+from acdc.export.latex_text import latex
 from acdc.export.node_table import node_table, roles_from_table
-from acdc.export.paper_table import latex, latex_table, markdown_table
+from acdc.export.paper_table import latex_table, markdown_table
 from acdc.graph import Graph, Node
 
 GRAPHS = ["dot", "graphml", "gexf", "cytoscape"]
