@@ -7,7 +7,7 @@ from pathlib import Path
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import read_circuit
+from .loading import read_annotations, read_circuit, read_text
 
 HELP = "a saved circuit as a page to explore in the browser: one file, no server, no network"
 
@@ -25,7 +25,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from acdc.export.annotations_file import annotations_from_json
     from acdc.export.page import to_html
     from acdc.export.page_state import read_state
 
@@ -37,24 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
     if out.is_dir() or not out.parent.is_dir():
         what = "that is a folder" if out.is_dir() else f"{out.parent} is not a folder"
         raise AcdcError(f"cannot write to {out}: {what}; give --out a file in a folder that exists")
-    notes = arguments.annotations or folder / "annotations.json"
-    annotations = []
-    if arguments.annotations or notes.exists():
-        annotations = annotations_from_json(_read(notes), str(notes))
+    annotations = read_annotations(arguments)
     state = None
     if arguments.state:
-        state = read_state(_read(arguments.state), circuit.graph, str(arguments.state))
+        state = read_state(read_text(arguments.state), circuit.graph, str(arguments.state))
     page = to_html(circuit, annotations, state=state, title=arguments.title, max_edges=arguments.max_edges)
     write_file(out, page.encode())
     print(f"written to {out}")
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise AcdcError(f"no file {str(path)!r}") from error
-    except UnicodeDecodeError as error:
-        raise AcdcError(f"{path} cannot be read: it is not UTF-8 text") from error

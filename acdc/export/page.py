@@ -20,7 +20,7 @@ import numpy as np
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import Curve, curves_of
-from acdc.export.figure import default_title
+from acdc.export.circuit_drawing import default_title
 from acdc.export.page_state import check_state
 from acdc.export.paths import edge_strengths
 from acdc.export.text import full_provenance, number
