@@ -35,8 +35,8 @@ class Wanted:
 
     `roles`: what nodes are said to do. `annotations`: all that is known of them, for the page. `groups`: classes that a
     figure draws instead of nodes. `width`, `title` and `max_edges` are of figures, `max_edges` also the rows of a table
-    for a paper. `all_edges`: write edges that are not kept too, so that a file of a graph reads back whole. `d_model`: the
-    width of the residual stream, for a circuit whose provenance does not say it.
+    for a paper. `all_edges`: write edges that are not kept too, so that a file of a graph reads back whole. `d_model`:
+    the width of the residual stream, for a circuit whose provenance does not say it.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
