@@ -27,6 +27,7 @@ from acdc.cli import main
 from acdc.commands.discover import OUTPUTS
 from acdc.discovery import METHODS, masks
 from acdc.evaluation.calibration import calibrate
+from acdc.evaluation.curve import curves_of
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.export.json_file import circuit_from_json, circuit_to_json
 from acdc.live_state import LiveState
@@ -177,6 +178,7 @@ def test_selections(given, tmp_path, quick, options):
     assert np.array_equal(circuit.kept, expected.kept)
     assert circuit.provenance["faithfulness"] == faithfulness(given.model, circuit, given.batches).faithfulness
     assert ("dangling" in circuit.provenance["selection"]) == ("dangling" in options)
+    assert curves_of(circuit.provenance) == [curve(by) for by in ("magnitude", "signed")]
 
 
 SETTINGS = {
