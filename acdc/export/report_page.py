@@ -26,8 +26,8 @@ img { max-width: 100%; height: auto; }
 }
 """
 TYPES = {"png": "image/png", "svg": "image/svg+xml"}
-INLINE = re.compile(r"\\(?P<plain>[^a-zA-Z0-9\s])|(?P<fence>`+)(?P<code>.+?)(?<!`)(?P=fence)(?!`)|\*\*(?P<bold>(?:\\.|[^\\*])+)\*\*"
-                    r"|(?<!\*)\*(?P<italic>[^*\\]+)\*(?!\*)")
+INLINE = re.compile(r"\\(?P<plain>[^a-zA-Z0-9\s])|(?P<fence>`+)(?P<code>.+?)(?<!`)(?P=fence)(?!`)"
+                    r"|\*\*(?P<bold>(?:\\.|[^\\*])+)\*\*|(?<!\*)\*(?P<italic>[^*\\]+)\*(?!\*)")
 IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<name>[\w.-]+)\)")
 ROW = re.compile(r"(?<!\\)\|")
 
