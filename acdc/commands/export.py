@@ -66,7 +66,8 @@ def _target(arguments: argparse.Namespace, suffix: str) -> Path:
             raise AcdcError(f"cannot write to {arguments.out}: {what}; give --out a file in a folder that exists")
         return arguments.out
     source = arguments.circuit / "circuit.json" if arguments.circuit.is_dir() else arguments.circuit
-    name = {"csv-nodes": "nodes", "attribution-graph": "attribution_graph", "latex": "table", "mib": "importances"}.get(arguments.to)
+    name = {"csv-nodes": "nodes", "attribution-graph": "attribution_graph", "latex": "table",
+            "mib": "importances"}.get(arguments.to)
     target = source.with_name(f"{name}.{suffix}") if name else source.with_suffix(f".{suffix}")
     if target.exists():
         raise AcdcError(f"{target} is there already; say with --out which file to write")
