@@ -89,11 +89,6 @@ def before(tokens: Values) -> Values:
     return torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)
 
 
-def occurrences(tokens: Values) -> Values:
-    """How often the token here has occurred up to here."""
-    return (tokens[:, :, None] == tokens[:, None, :]).tril().sum(2).float()
-
-
 PROGRAMS = {
     "frac_prevs": Program(
         "the fraction of x among the tokens up to here", "xyzw", 6, 0, {
@@ -112,11 +107,6 @@ PROGRAMS = {
             "before": Variable("a0.h1", ("tokens",), before, "v"),
             "ab": Variable("m0", ("before", "tokens"), lambda before, tokens: ((before == 1) & (tokens == 2)).float()),
             "seen": Variable("a1.h2", ("ab",), lambda ab: ab.cummax(1).values, "v"),
-        }),
-    "hist": Program(
-        "how often the token here has occurred up to here", "abcd", 6, 6, {
-            "share": Variable("a0.h1", ("tokens",), lambda tokens: 1 / (1 + occurrences(tokens)), "qk"),
-            "count": Variable("m0", ("share",), lambda share: (1 / share - 1).round()),
         }),
 }
 
