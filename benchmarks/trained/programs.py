@@ -1,7 +1,8 @@
 """What the networks are trained to compute, and how: programs of named variables, each meant for one node.
 
 A prompt is BOS, then random tokens. Every variable has one value a position; what it is at BOS does not count. All
-attention is causal. These are programs that tracr compiles too, with attention to the tokens up to here.
+attention is causal. Two of the programs are compiled too: `frac_prevs` (as `proportion`, there attending both ways) and
+`pair_balance`.
 """
 
 from collections.abc import Callable, Mapping
