@@ -109,6 +109,16 @@ def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     return table[name]
 
 
+def choose_some(kind: str, only: str | None, table: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names in `only`, with commas between them, or all of the table's."""
+    names = tuple(table) if only is None else tuple(filter(None, only.split(",")))
+    for name in names:
+        choose(kind, name, table)
+    if not names:
+        raise AcdcError(f"--only {only!r} names no {kind}; name some of {', '.join(table)}")
+    return names
+
+
 def check_calibration(option: str, n: int) -> None:
     from acdc.evaluation.calibration import LEAST_EDGES
 

@@ -25,6 +25,7 @@ from acdc.benchmarks.compiled.published import (  # pyright: ignore[reportMissin
 from acdc.benchmarks.record import row, write_record, write_table  # pyright: ignore[reportMissingImports]
 from acdc.circuit import Circuit, EdgeScores
 from acdc.discovery import METHODS
+from acdc.evaluation.comparison import roc
 from acdc.metrics import Metric
 
 THRESHOLD = 1e-3  # of acdc, in the units of the logits
@@ -43,10 +44,7 @@ def above_rounding(scores: EdgeScores) -> EdgeScores:
 
 
 def auroc(scores: EdgeScores, truth: Circuit) -> float:
-    """The probability that a true edge has the greater |score| than another edge; a tie counts a half."""
-    size = np.abs(scores.values)
-    true, other = size[truth.kept][:, None], size[~truth.kept][None]
-    return float(((true > other) + 0.5 * (true == other)).mean())
+    return roc(scores, truth, by="magnitude").auroc
 
 
 def a_third(metric: Metric) -> Metric:

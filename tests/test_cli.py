@@ -29,6 +29,7 @@ from acdc.discovery import METHODS, masks
 from acdc.evaluation.battery import Settings, run_battery
 from acdc.evaluation.bench import prepare_bench
 from acdc.evaluation.calibration import calibrate
+from acdc.evaluation.curve import curves_of
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.evaluation.task_check import check_task
 from acdc.export.json_file import circuit_from_json, circuit_to_json
@@ -180,6 +181,7 @@ def test_selections(given, tmp_path, quick, options):
     assert np.array_equal(circuit.kept, expected.kept)
     assert circuit.provenance["faithfulness"] == faithfulness(given.model, circuit, given.batches).faithfulness
     assert ("dangling" in circuit.provenance["selection"]) == ("dangling" in options)
+    assert curves_of(circuit.provenance) == [curve(by) for by in ("magnitude", "signed")]
 
 
 SETTINGS = {

@@ -51,6 +51,11 @@ def test_a_wheel_holds_the_compiled_and_the_trained_models(wheel):
     assert files == {name for name in wheel if name.endswith((".json", ".safetensors"))}
 
 
+def test_a_wheel_holds_the_bundle_of_the_page_without_its_sources(wheel):
+    files = {f"acdc/export/web/bundle/{name}" for name in ("page.js", "page.css", "LICENSES.txt")}
+    assert files == {name for name in wheel if name.startswith("acdc/export/web/")}
+
+
 def test_only_acdc_can_be_imported():
     code = """
 import importlib.util, sys

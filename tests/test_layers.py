@@ -16,8 +16,7 @@ ORDER = ("errors", "machine", "output_folder", "graph", "circuit", "task", "metr
          "grid", "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
-                   "evaluation.verdict",
-                   "export"}  # for export
+                   "evaluation.difference", "evaluation.verdict", "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers

@@ -4,11 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from acdc.arguments import add_saved, choose
-from acdc.errors import AcdcError, unknown_name
+from acdc.arguments import add_saved, choose, choose_some
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_annotations, read_circuit
+from .loading import load_again, read_circuit, read_text
 from .printing import say
 
 HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition"
@@ -24,19 +23,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from acdc.annotation.annotate import ANNOTATORS, annotate, merge
-    from acdc.export.annotations_file import annotations_to_json
+    from acdc.export.annotations_file import annotations_from_json, annotations_to_json
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
 
-    only = list(ANNOTATORS) if arguments.only is None else list(filter(None, arguments.only.split(",")))
-    for name in only:
-        if name not in ANNOTATORS:
-            raise unknown_name("annotator", name, ANNOTATORS)
-    if not only:
-        raise AcdcError(f"--only {arguments.only!r} names no annotator; name some of {', '.join(ANNOTATORS)}")
+    only = choose_some("annotator", arguments.only, ANNOTATORS)
     circuit = read_circuit(arguments.circuit)
     out = arguments.out or _beside(arguments.circuit)
-    old = read_annotations(out) if out.exists() and not arguments.overwrite else []
+    keeps = out.exists() and not arguments.overwrite
+    old = annotations_from_json(read_text(out), str(out)) if keeps else []
     model, task, batches = load_again(arguments, circuit, circuit.provenance)
     metric = choose("metric", arguments.metric, METRICS)
     say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")

@@ -20,7 +20,7 @@ from .loading import load
 from .printing import curve_lines, exceeds_text, say
 
 HELP = "find a circuit and write it, its pictures and a report to a folder"
-OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "edges.csv", "report.md")
+OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "edges.csv", "report.md", "report.html")
 MOST_PROMPT_SCORES = 2**29  # bytes; several times as much is used on the way
 
 
@@ -297,6 +297,7 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
     from acdc.export.history_figure import mask_history_figure
     from acdc.export.json_file import circuit_to_json
     from acdc.export.report import report
+    from acdc.export.report_page import report_page
 
     provenance = circuit.provenance
     title = f"{provenance['task']} in {Path(provenance['model']).name} by {provenance['method']}"
@@ -308,7 +309,10 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
     if history := circuit.scores.provenance.get("history"):
         save_figure(mask_history_figure(history, title=f"{title}: learning the masks"), folder.path / "masks.png")
     (folder.path / "edges.csv").write_text(edge_table(circuit, uncertainty), encoding="utf-8")
-    (folder.path / "report.md").write_text(report(circuit, curves, uncertainty), encoding="utf-8")
+    text = report(circuit, curves, uncertainty)
+    (folder.path / "report.md").write_text(text, encoding="utf-8")
+    pictures = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.suffix in (".svg", ".png")}
+    (folder.path / "report.html").write_text(report_page(text, pictures, title=title), encoding="utf-8")
 
 
 def _summary(circuit: Any, curves: Sequence[Any]) -> str:

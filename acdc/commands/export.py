@@ -1,60 +1,80 @@
-"""`acdc export`: writes a saved circuit in another format."""
+"""`acdc export`: writes a saved circuit in another format, or draws it."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from acdc.arguments import choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import read_circuit
+from .loading import read_annotations, read_circuit, read_text
+from .printing import say
 
-HELP = "write a saved circuit in another format"
-
-
-@dataclass(frozen=True)
-class Format:
-    """What a file in the format is for, and how its content comes from a circuit and the arguments."""
-
-    description: str
-    content: Callable[[Any, argparse.Namespace], bytes]
-
-
-def _json(circuit: Any, arguments: argparse.Namespace) -> bytes:
-    from acdc.export.json_file import circuit_to_json
-
-    return circuit_to_json(circuit).encode()
-
-
-def _mib(circuit: Any, arguments: argparse.Namespace) -> bytes:
-    from acdc.export.mib import circuit_to_mib
-
-    return circuit_to_mib(circuit, d_model=arguments.d_model).encode()
-
-
-FORMATS = {
-    "json": Format("acdc's own, such as circuit.json", _json),
-    "mib": Format("JSON of EAP-IG and MIB's circuit track, to be evaluated and submitted there", _mib),
-}
+HELP = "draw a saved circuit, or write it for other programs"
+SMALL_TEXT, TALL_PAGE = 5.0, 9.5  # points, inches
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it")
-    parser.add_argument("--to", required=True, help="; ".join(f"{name}: {format.description}"
-                                                               for name, format in FORMATS.items()))
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it; with --from, a file of "
+                        "that format")
+    parser.add_argument("--to", required=True, help="html, pdf, svg, png, tikz, tikzpicture, dot, graphml, gexf, "
+                        "cytoscape, csv, csv-nodes, latex, markdown, mib, attribution-graph or json")
+    parser.add_argument("--from", dest="from_format", default="json", help="json, dot, graphml, gexf or cytoscape")
+    parser.add_argument("--out", type=Path, help="the file to write; default: the circuit's, with the format's ending")
+    parser.add_argument("--edges", type=int, help="how many edges a figure (default: 60, single: 30) or a table for a "
+                        "paper (20) shows at most")
+    parser.add_argument("--width", default="page", help="of a figure: single (3.3 inches), double (6.9) or page (6.5)")
+    parser.add_argument("--title", help="of a figure; '' for none, as in columns of print by default")
+    parser.add_argument("--groups", type=Path, help='draw classes of nodes, as in {"name mover": ["a9.h9", "a9.h6"]}')
+    parser.add_argument("--annotations", type=Path, help="what is known of the nodes: figures tint and tag them by "
+                        "their roles (default: annotations.json beside the circuit, if there is one)")
     parser.add_argument("--d-model", type=int, help="mib: the width of the model's residual stream (default: the "
                         "circuit's)")
+    parser.add_argument("--all-edges", action="store_true", help="in files of graphs, edges that are not kept too")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    format = choose("format", arguments.to, FORMATS)
-    if arguments.out.is_dir():
-        raise AcdcError(f"cannot write to {arguments.out}: that is a folder; give --out a file")
-    circuit = read_circuit(arguments.circuit)
-    write_file(arguments.out, format.content(circuit, arguments))
-    print(f"written to {arguments.out}: {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges"
-          f"{'' if circuit.scores is None else ', and the scores of all'}")
+    from acdc.export.classes import roles_of
+    from acdc.export.formats import FORMATS, Wanted, format_of, read_export
+
+    chosen = format_of(arguments.to)
+    if arguments.from_format == "json":
+        circuit, roles = read_circuit(arguments.circuit), {}
+    else:
+        format_of(arguments.from_format)
+        circuit, roles = read_export(arguments.circuit.read_bytes(), arguments.from_format, str(arguments.circuit))
+    if arguments.edges is not None and arguments.edges < 1:
+        raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
+    annotations = read_annotations(arguments)
+    wanted = Wanted({**roles, **roles_of(annotations)}, annotations, _groups(arguments), arguments.width,
+                    arguments.title, arguments.edges, arguments.all_edges, arguments.d_model)
+    out = _target(arguments, chosen.suffix)
+    write_file(out, FORMATS[arguments.to].write(circuit, wanted))
+    print(f"written to {out}")
+    if chosen.is_figure:
+        drawing = wanted.drawing(circuit)
+        if drawing.smallest_text < SMALL_TEXT:
+            say(f"note: the smallest letters have {drawing.smallest_text:.1f} points; fewer --edges or --width double "
+                "makes them larger")
+        if drawing.height > TALL_PAGE:
+            say(f"note: the figure is {drawing.height:.1f} inches tall, more than most pages; draw fewer --edges")
+
+
+def _target(arguments: argparse.Namespace, suffix: str) -> Path:
+    if arguments.out:
+        if arguments.out.is_dir() or not arguments.out.parent.is_dir():
+            what = "that is a folder" if arguments.out.is_dir() else f"{arguments.out.parent} is not a folder"
+            raise AcdcError(f"cannot write to {arguments.out}: {what}; give --out a file in a folder that exists")
+        return arguments.out
+    source = arguments.circuit / "circuit.json" if arguments.circuit.is_dir() else arguments.circuit
+    name = {"csv-nodes": "nodes", "attribution-graph": "attribution_graph", "latex": "table",
+            "mib": "importances"}.get(arguments.to)
+    target = source.with_name(f"{name}.{suffix}") if name else source.with_suffix(f".{suffix}")
+    if target.exists():
+        raise AcdcError(f"{target} is there already; say with --out which file to write")
+    return target
+
+
+def _groups(arguments: argparse.Namespace) -> dict[str, list[str]] | None:
+    from acdc.export.classes import read_groups
+
+    return read_groups(read_text(arguments.groups), str(arguments.groups)) if arguments.groups else None

@@ -104,14 +104,17 @@ def read_circuit(path: Path) -> Any:
         raise AcdcError(f"{path} is not a circuit file: it is not UTF-8 text") from error
 
 
-def read_annotations(path: Path) -> Any:
-    """What is known of a circuit's nodes, as `acdc annotate` wrote it."""
+def read_annotations(arguments: argparse.Namespace) -> list[Any]:
+    """What is known of the circuit's nodes: what --annotations names, or annotations.json beside it."""
     from acdc.export.annotations_file import annotations_from_json
 
-    return annotations_from_json(read_text(path), str(path))
+    folder = arguments.circuit if arguments.circuit.is_dir() else arguments.circuit.parent
+    path = arguments.annotations or folder / "annotations.json"
+    return annotations_from_json(read_text(path), str(path)) if arguments.annotations or path.exists() else []
 
 
 def read_text(path: Path) -> str:
+    """The text of a file that the user named."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

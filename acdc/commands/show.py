@@ -14,8 +14,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("circuit", type=Path, help="circuit.json, or the folder that holds it")
     parser.add_argument("--edges", type=int, default=20, help="how many edges")
     parser.add_argument("--paths", type=int, default=10, help="how many paths")
-    parser.add_argument("--annotated", type=int, default=10, help="how many nodes with what annotations.json beside "
-                        "the circuit says of them, the strongest first")
+    parser.add_argument("--annotated", type=int, default=10, help="how many nodes with what is known of them, the "
+                        "strongest first")
+    parser.add_argument("--annotations", type=Path, help="what is known of the nodes (default: annotations.json "
+                        "beside the circuit, if there is one)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 0:
             raise AcdcError(f"--{name} {getattr(arguments, name)}: it must be 0 or more")
     circuit = read_circuit(arguments.circuit)
-    notes = (arguments.circuit if arguments.circuit.is_dir() else arguments.circuit.parent) / "annotations.json"
+    annotations = read_annotations(arguments) if arguments.annotated else []
     print(describe(circuit, n_edges=arguments.edges, n_paths=arguments.paths))
-    if arguments.annotated and notes.exists():
-        print(describe_annotations(circuit, read_annotations(notes), n_nodes=arguments.annotated))
+    if annotations:
+        print(describe_annotations(circuit, annotations, n_nodes=arguments.annotated))

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_saved, choose
-from acdc.errors import AcdcError, unknown_name
+from acdc.arguments import add_saved, choose, choose_some
+from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
 from .loading import load_again, read_circuit
@@ -45,12 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.metrics import METRICS
 
     settings = Settings(**{name: getattr(arguments, name) for name in SETTINGS})
-    only = tuple(TESTS) if arguments.only is None else tuple(filter(None, arguments.only.split(",")))
-    for name in only:
-        if name not in TESTS:
-            raise unknown_name("test", name, TESTS)
-    if not only:
-        raise AcdcError(f"--only {arguments.only!r} names no test; name some of {', '.join(TESTS)}")
+    only = choose_some("test", arguments.only, TESTS)
     _check_out(arguments.out)
     circuit = read_circuit(arguments.circuit)
     other_circuit = None if arguments.other_circuit is None else read_circuit(arguments.other_circuit)

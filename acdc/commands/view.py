@@ -36,10 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if out.is_dir() or not out.parent.is_dir():
         what = "that is a folder" if out.is_dir() else f"{out.parent} is not a folder"
         raise AcdcError(f"cannot write to {out}: {what}; give --out a file in a folder that exists")
-    notes = arguments.annotations or folder / "annotations.json"
-    annotations = []
-    if arguments.annotations or notes.exists():
-        annotations = read_annotations(notes)
+    annotations = read_annotations(arguments)
     state = None
     if arguments.state:
         state = read_state(read_text(arguments.state), circuit.graph, str(arguments.state))

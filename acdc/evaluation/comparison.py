@@ -227,6 +227,19 @@ def pessimistic_area(fpr: Float[np.ndarray, " point"], tpr: Float[np.ndarray, " 
     return area
 
 
+def on_one_graph(circuit: Circuit, other: Circuit) -> tuple[Circuit, Circuit]:
+    """Both circuits on the finest graph that both can be seen on; scores only where that is the graph of both.
+
+    Raises `AcdcError` where the graphs are of different models.
+    """
+    common = _common(circuit.graph, other.graph)
+    if circuit.graph == other.graph:
+        return circuit, other
+    first, second = (Circuit(common, _moved(given.kept, given.graph, common), None, given.provenance)
+                     for given in (circuit, other))
+    return first, second
+
+
 def _common(graph: Graph, other: Graph) -> Graph:
     """The finest graph that both can be seen on."""
     if (graph.n_layers, graph.n_heads, graph.parallel) != (other.n_layers, other.n_heads, other.parallel):

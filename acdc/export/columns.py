@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from acdc.export.layout import (
     BOX_HEIGHT,
+    CHARACTER,
     GAP,
-    LEFT,
     MIN_PITCH,
-    PAGE_ROWS,
-    PAGE_WIDTH,
+    PAGES,
     Box,
     Layout,
+    Page,
     Place,
     bands_of,
     box_width,
@@ -53,13 +53,13 @@ class Arranged(NamedTuple):
     widths: list[float]
     mlps_beside: bool
 
-    @property
-    def shrinking(self) -> float:
+    def shrinking(self, page: Page) -> float:
         """By what the drawing must be divided to fit a page, at least 1."""
-        return max(1.0, (LEFT + sum(self.widths) + EDGE) / PAGE_WIDTH, MIN_PITCH * self.top / PAGE_ROWS)
+        return max(1.0, (page.left + sum(self.widths) + EDGE) / page.width, MIN_PITCH * self.top / page.rows)
 
 
-def in_columns(graph: Graph, places: set[Place], *, head_room: float, foot_room: float) -> Layout:
+def in_columns(graph: Graph, places: set[Place], *, head_room: float, foot_room: float, page: Page = PAGES["page"]
+               ) -> Layout:
     """One column for each position that has places, in the graph's order, and for the last, where the logits are.
 
     Of a few arrangements, the first of those that fit a page best. Room that is left goes to the columns by how much
@@ -69,30 +69,31 @@ def in_columns(graph: Graph, places: set[Place], *, head_room: float, foot_room:
     shown = sorted({position for _, position in places} | {last})
     inner = sorted((place for place in places if place[0].kind in ("head", "kv", "mlp")),
                    key=lambda place: (*reading_order(place[0]), place[1]))
-    arranged = min((_arranged(graph, shown, inner, how) for how in ARRANGEMENTS), key=lambda option: option.shrinking)
-    spare = max(0.0, PAGE_WIDTH - LEFT - EDGE - sum(arranged.widths))
+    arranged = min((_arranged(graph, shown, inner, how, page) for how in ARRANGEMENTS),
+                   key=lambda option: option.shrinking(page))
+    spare = max(0.0, page.width - page.left - EDGE - sum(arranged.widths))
     load = [1 + sum(position == p for _, p in places) for position in shown]
     columns: dict[int, tuple[float, float]] = {}
-    x = LEFT
+    x = page.left
     for position, width, share in zip(shown, arranged.widths, load, strict=True):
         columns[position] = (x, x + width + spare * share / sum(load))
         x = columns[position][1]
-    across = _across(graph, arranged, inner, columns)
-    pitch, bottom = pitch_of(arranged.top), foot_room + HEAD_HEIGHT + BOX_HEIGHT
+    across = _across(graph, arranged, inner, columns, page)
+    pitch, bottom = pitch_of(arranged.top, page), foot_room + HEAD_HEIGHT + BOX_HEIGHT
     boxes = {(Node("input"), position): _bar(columns[position], bottom) for position in shown}
     for place in inner:
-        boxes[place] = Box(across[place], bottom + pitch * arranged.levels[place[0]], box_width(place[0]))
+        boxes[place] = Box(across[place], bottom + pitch * arranged.levels[place[0]], box_width(place[0], page))
     boxes[Node("logits"), last] = _bar(columns[last], bottom + pitch * arranged.top)
     height = bottom + pitch * arranged.top + BOX_HEIGHT + head_room
     return Layout(boxes, bands_of(boxes), x + EDGE, height, columns)
 
 
-def _arranged(graph: Graph, shown: list[int], inner: list[Place], how: Arrangement) -> Arranged:
+def _arranged(graph: Graph, shown: list[int], inner: list[Place], how: Arrangement, page: Page) -> Arranged:
     rows = _rows(inner, how)
     beside = [(node, p) for node, p in inner if node.kind == "mlp"] if how.mlps_beside else []
     levels, top = levels_of(graph, [node for node, _ in beside],
                             [list(dict.fromkeys(node for node, _ in row)) for row in rows], MLP_STEP)
-    widths = [_column_width(graph, position, rows, beside) for position in shown]
+    widths = [_column_width(graph, position, rows, beside, page) for position in shown]
     return Arranged(rows, levels, top, widths, how.mlps_beside)
 
 
@@ -117,27 +118,29 @@ def _rows(inner: list[Place], how: Arrangement) -> list[list[Place]]:
     return rows
 
 
-def _column_width(graph: Graph, position: int, rows: list[list[Place]], beside: list[Place]) -> float:
-    widest = max((row_width([node for node, p in row if p == position]) for row in rows), default=0.0)
-    lane = MLP_LANE if any(p == position for _, p in beside) else 0.0
+def _column_width(graph: Graph, position: int, rows: list[list[Place]], beside: list[Place],
+                  page: Page) -> float:
+    widest = max((row_width([node for node, p in row if p == position], page) for row in rows), default=0.0)
+    lane = MLP_LANE + CHARACTER * page.tag if any(p == position for _, p in beside) else 0.0
     ends = [Node("input")] if position < graph.n_positions - 1 else [Node("input"), Node("logits")]
     named = NAME_WIDTH * min(MAX_NAME, len(graph.positions[position]))
-    return max(widest - GAP + lane, *map(box_width, ends), named) + 2 * MARGIN
+    return max(widest - GAP + lane, *(box_width(node, page) for node in ends), named) + 2 * MARGIN
 
 
-def _across(graph: Graph, arranged: Arranged, inner: list[Place], columns: dict[int, tuple[float, float]]
-            ) -> dict[Place, float]:
+def _across(graph: Graph, arranged: Arranged, inner: list[Place], columns: dict[int, tuple[float, float]],
+            page: Page) -> dict[Place, float]:
     """x of every node's box in each of its columns."""
     across: dict[Place, float] = {}
     for position, (left, right) in columns.items():
         mlps = [(node, p) for node, p in inner if node.kind == "mlp" and p == position]
-        lane = MLP_LANE if arranged.mlps_beside and mlps else 0.0
+        lane = MLP_LANE + CHARACTER * page.tag if arranged.mlps_beside and mlps else 0.0
         area = right - left - 2 * MARGIN - lane
-        across |= dict.fromkeys(mlps, right - MARGIN - max((box_width(node) for node, _ in mlps), default=0.0) / 2)
+        widest = max((box_width(node, page) for node, _ in mlps), default=0.0)
+        across |= dict.fromkeys(mlps, right - MARGIN - widest / 2)
         for row in arranged.rows:
             nodes = [node for node, p in row if p == position and node.kind != "mlp"]
             if nodes:
-                x = spread(graph, nodes, area)
+                x = spread(graph, nodes, area, page)
                 across |= {(node, position): left + MARGIN + at for node, at in zip(nodes, x, strict=True)}
     return across
 

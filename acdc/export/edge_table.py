@@ -1,13 +1,15 @@
-"""A circuit's edges as a table for a spreadsheet or pandas: CSV, one row an edge."""
+"""A circuit's edges as a table for a spreadsheet or pandas: CSV, one row an edge; and the way back."""
 
 import csv
 import io
 
 import numpy as np
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, EdgeScores
+from acdc.errors import AcdcError
 from acdc.evaluation.bootstrap import RARE, Uncertainty
 from acdc.export.paths import edge_strengths
+from acdc.graph import Graph
 
 
 def edge_table(circuit: Circuit, uncertainty: Uncertainty | None = None) -> str:
@@ -34,3 +36,37 @@ def edge_table(circuit: Circuit, uncertainty: Uncertainty | None = None) -> str:
             *(repr(float(getattr(uncertainty, name)[edge])) for name in more),
         ])
     return text.getvalue()
+
+
+def circuit_from_table(text: str, graph: Graph, source: str = "the text") -> Circuit:
+    """The circuit of a table with columns edge, kept and score, on a graph that the table itself does not name.
+
+    Edges without a row are not kept and have no score (-inf); without any score the circuit has none.
+    """
+    kept, values = np.zeros(graph.n_edges, dtype=bool), np.full(graph.n_edges, -np.inf)
+    seen: set[int] = set()
+    for i, row in enumerate(rows_of(text, {"edge", "kept", "score"}, source), start=1):
+        try:
+            edge = graph.edge(row["edge"])
+            kept[edge] = {"0": False, "1": True}[row["kept"]]
+            values[edge] = float(row["score"] or "-inf")
+        except (AcdcError, KeyError, ValueError) as error:
+            raise AcdcError(f"{source}: row {i}: {error}") from error
+        if edge in seen:
+            raise AcdcError(f"{source}: row {i}: the edge {row['edge']!r} is given twice")
+        seen.add(edge)
+    return Circuit(graph, kept, EdgeScores(graph, values) if np.isfinite(values).any() else None)
+
+
+def rows_of(text: str, needed: set[str], source: str) -> list[dict[str, str]]:
+    """The rows of a CSV table by the names in its first row, each as long as that one."""
+    try:
+        names, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except (csv.Error, ValueError) as error:
+        raise AcdcError(f"{source} is not a table of comma-separated values: {error}") from error
+    if missing := needed - set(names):
+        raise AcdcError(f"{source} lacks the column {min(missing)!r}; it has {', '.join(names)}")
+    for i, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise AcdcError(f"{source}: row {i} has {len(row)} cells of {len(names)}. It may be cut off")
+    return [dict(zip(names, row, strict=True)) for row in rows]

@@ -16,12 +16,11 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import Curve, curves_of
-from acdc.export.figure import default_title
+from acdc.export.circuit_drawing import default_title
 from acdc.export.page_state import check_state
 from acdc.export.paths import edge_strengths
 from acdc.export.text import full_provenance, number
@@ -167,7 +166,7 @@ def _nodes(circuit: Circuit) -> list[str]:
     return ["input", *layers, "logits"]
 
 
-def _base64(values: Int[np.ndarray, " edge"] | np.ndarray, dtype: str) -> str:
+def _base64(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values.astype(dtype)).tobytes()).decode()
 
 

@@ -9,10 +9,13 @@ from typing import Any
 from acdc.circuit import Circuit
 from acdc.evaluation.bootstrap import LEVEL, Uncertainty
 from acdc.evaluation.curve import Curve, exceeds
+from acdc.export.methods_paragraph import citations, methods_paragraph
+from acdc.export.path_words import path_words
 from acdc.export.paths import strongest_paths
 from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
 
 MAX_TEMPLATES = 10
+N_PATHS_IN_WORDS = 3
 RANKINGS = {"signed": "signed score", "magnitude": "|score|"}
 ASKED = {
     "model": "Model", "model_sha256": "SHA-256 of the model", "task": "Task", "task_description": "What it is",
@@ -81,10 +84,13 @@ CONVENTIONS = (
 
 def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertainty | None = None, *,
            figure: str | None = "circuit.svg", curve_image: str | None = "curve.png",
-           history_image: str | None = "masks.png", n_edges: int = 20, n_paths: int = 10) -> str:
+           history_image: str | None = "masks.png", n_edges: int = 20, n_paths: int = 10,
+           roles: Mapping[str, str] | None = None, tests: Mapping[str, Any] | None = None) -> str:
     """The page. `figure`, `curve_image` and `history_image` are links relative to it; None leaves an image out.
 
-    `uncertainty` gives the strongest edges their intervals. What the provenance does not say is left out.
+    `uncertainty` gives the strongest edges their intervals, `roles` says what nodes do, and `tests` is what the tests
+    of the circuit gave: their "verdict" and a list of "tests", each with name, verdict and reason. What the provenance
+    does not say is left out.
     """
     record = full_provenance(circuit)
     where = f" in {escaped(record['model'])}" if record.get("model") else ""
@@ -96,9 +102,12 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
         _curves(curves, curve_image),
         _trust(record),
         _learned(record, history_image),
+        _tests(tests),
         _strongest(circuit, uncertainty, n_edges, n_paths),
+        _in_words(circuit, roles or {}, min(n_paths, N_PATHS_IN_WORDS)),
         _again(record),
         _method(record),
+        _for_a_paper(circuit, tested=tests is not None),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -288,6 +297,29 @@ def _strongest(circuit: Circuit, uncertainty: Uncertainty | None, n_edges: int, 
         rows = [[*([number(p.strength)] if scored else []), code(path_text(circuit, p))] for p in paths]
         parts += ["## Strongest paths" if scored else "## Shortest paths", table(columns, rows)]
     return "\n\n".join(parts)
+
+
+def _in_words(circuit: Circuit, roles: Mapping[str, str], n_paths: int) -> str:
+    sentences = [escaped(path_words(circuit, path, roles)) for path in strongest_paths(circuit, n_paths)]
+    return "\n".join(["In words:\n", *(f"- {sentence}" for sentence in sentences)]) if sentences else ""
+
+
+def _tests(tests: Mapping[str, Any] | None) -> str:
+    """The verdict, and each test's with its reason."""
+    if tests is None:
+        return ""
+    results = [result for result in tests.get("tests") or [] if isinstance(result, Mapping)]
+    lines = [f"- **{escaped(result.get('verdict'))}** {escaped(result.get('name'))}: {escaped(result.get('reason'))}"
+             for result in results]
+    verdict = f"**{escaped(tests['verdict'])}**\n\n" if tests.get("verdict") else ""
+    return f"## Tests\n\n{verdict}" + "\n".join(lines)
+
+
+def _for_a_paper(circuit: Circuit, *, tested: bool) -> str:
+    """A paragraph and its references, to be copied."""
+    bibtex = citations(circuit, tested=tested)
+    return (f"## For a paper\n\n```latex\n{methods_paragraph(circuit, tested=tested)}\n```"
+            + (f"\n\n```bibtex\n{bibtex}\n```" if bibtex else ""))
 
 
 def _again(record: Mapping[str, Any]) -> str:

@@ -28,12 +28,12 @@ from torch.nn import functional as F
 
 from acdc.benchmarks.compiled.load import batch_of  # pyright: ignore[reportMissingImports]
 from acdc.benchmarks.trained.cutting import Network  # pyright: ignore[reportMissingImports]
-from acdc.benchmarks.trained.network import (
+from acdc.benchmarks.trained.network import (  # pyright: ignore[reportMissingImports]
     Size,
     new_network,
     node_names,
     rise_and_fall,
-)  # pyright: ignore[reportMissingImports]
+)
 from acdc.benchmarks.trained.stored import FOLDER, known, write  # pyright: ignore[reportMissingImports]
 from acdc.metrics import METRICS
 from acdc.models import load_model

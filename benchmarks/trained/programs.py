@@ -1,7 +1,8 @@
 """What the networks are trained to compute, and how: programs of named variables, each meant for one node.
 
 A prompt is BOS, then random tokens. Every variable has one value a position; what it is at BOS does not count. All
-attention is causal. These are programs that tracr compiles too, with attention to the tokens up to here.
+attention is causal. Two of the programs are compiled too: `frac_prevs` (as `proportion`, there attending both ways) and
+`pair_balance`.
 """
 
 from collections.abc import Callable, Mapping
@@ -89,11 +90,6 @@ def before(tokens: Values) -> Values:
     return torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)
 
 
-def occurrences(tokens: Values) -> Values:
-    """How often the token here has occurred up to here."""
-    return (tokens[:, :, None] == tokens[:, None, :]).tril().sum(2).float()
-
-
 PROGRAMS = {
     "frac_prevs": Program(
         "the fraction of x among the tokens up to here", "xyzw", 6, 0, {
@@ -112,11 +108,6 @@ PROGRAMS = {
             "before": Variable("a0.h1", ("tokens",), before, "v"),
             "ab": Variable("m0", ("before", "tokens"), lambda before, tokens: ((before == 1) & (tokens == 2)).float()),
             "seen": Variable("a1.h2", ("ab",), lambda ab: ab.cummax(1).values, "v"),
-        }),
-    "hist": Program(
-        "how often the token here has occurred up to here", "abcd", 6, 6, {
-            "share": Variable("a0.h1", ("tokens",), lambda tokens: 1 / (1 + occurrences(tokens)), "qk"),
-            "count": Variable("m0", ("share",), lambda share: (1 / share - 1).round()),
         }),
 }
 

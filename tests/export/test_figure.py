@@ -10,9 +10,11 @@ import pytest
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
+from acdc.export.circuit_drawing import DOTS, circuit_drawing
 from acdc.export.columns import in_columns
-from acdc.export.figure import carried, circuit_figure, save_figure
-from acdc.export.layout import BOX_HEIGHT, Layout, label, layered
+from acdc.export.drawing import Patch, Stroke
+from acdc.export.figure import circuit_figure, save_figure
+from acdc.export.layout import BOX_HEIGHT, Layout, carried, label, layered
 from acdc.export.paths import backbone
 from acdc.graph import Graph, Node
 
@@ -112,7 +114,8 @@ def test_boxes_and_edges_are_in_the_column_of_their_position(name):
     for edge in shown.tolist():
         left, right = layout.columns[graph.edge_position[edge]]
         line = drawn[f"edge:{graph.edge_name(edge)}"].get_path().get_extents()
-        assert left - 0.02 <= line.x0 and line.x1 <= right + 0.02
+        printed = 6.5 / layout.width
+        assert left - 0.02 <= line.x0 / printed and line.x1 / printed <= right + 0.02
 
 
 @pytest.mark.parametrize("name", BY_POSITION)
@@ -129,8 +132,11 @@ def test_links_join_where_attention_reads_to_where_its_output_is_read(name):
     expected = {(a, b) for a, b in expected if a != b}
     found = carried(graph, np.array(edges, dtype=int))
     assert len(found) == len(set(found)) and set(found) == expected
-    drawn = [line for line in circuit_figure(circuit).axes[0].lines if line.get_linestyle() == ":"]
-    assert len(drawn) == sum(a[1] == b[1] for a, b in expected)
+    shapes = circuit_drawing(circuit).shapes
+    links = [shape for shape in shapes if isinstance(shape, Stroke) and shape.depth == 1 and shape.dashes == DOTS]
+    assert len(links) == len(expected)
+    assert sum(shape.curved for shape in links) == sum(a[1] != b[1] for a, b in expected)
+    assert sum(isinstance(shape, Patch) for shape in shapes) == sum(a[1] != b[1] for a, b in expected)
 
 
 def test_columns_are_named_and_those_left_out_too(tmp_path):
@@ -161,7 +167,7 @@ def test_all_text_fits_the_page_and_none_overlaps(name):
     figure = circuit_figure(CIRCUITS[name], max_edges=200)
     figure.draw_without_rendering()
     page = figure.bbox
-    extents = [text.get_window_extent() for text in (*figure.axes[0].texts, *figure.legends) if text.get_visible()]
+    extents = [text.get_window_extent() for text in figure.axes[0].texts if text.get_visible()]
     for i, extent in enumerate(extents):
         assert page.x0 <= extent.x0 and extent.x1 <= page.x1 and page.y0 <= extent.y0 and extent.y1 <= page.y1
         assert not any(extent.overlaps(other) for other in extents[:i])
@@ -171,7 +177,7 @@ def test_full_rows_of_a_wide_model_stay_apart():
     graph = Graph(1, 32, 8, kv="group")
     layout = layered(graph, {*graph.srcs, *(c.node for c in graph.channels)}, head_room=0.0, foot_room=0.0)
     heads = [layout.boxes[Node("head", 0, i), 0] for i in range(32)]
-    assert len({box.y for box in heads}) == 3
+    assert len({box.y for box in heads}) == 4
 
 
 def test_settings_are_untouched(tmp_path):

@@ -191,7 +191,7 @@ def test_the_curve_is_beside_the_sliders(open_page, url, circuit):
     assert "0.125" in said.inner_text()
     points = circuit.provenance["curves"][0]["points"]
     set_size(page, points[1]["n_edges"])
-    assert said.inner_text().startswith(f"{points[1]['faithfulness']:.3f}".replace("-0", "-0"))
+    assert said.inner_text().startswith(f"{points[1]['faithfulness']:.3f}")
     assert "measured on 2 prompts" in said.inner_text()
     set_size(page, points[1]["n_edges"] + 100)
     assert said.inner_text().startswith("≈")

@@ -116,7 +116,6 @@ export class Controls {
     for (const [letter, box] of this.channels) box.checked = state.channels.includes(letter);
     for (const [flag, box] of this.flags) box.checked = state[flag];
     for (const [choice, list] of this.choices) list.value = state[choice];
-    this.choices.get("layout")!.disabled = false;
     this.showFaithfulness(n);
     this.showLists();
   }

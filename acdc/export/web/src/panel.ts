@@ -94,20 +94,17 @@ function arcList(app: App, title: string, arcs: Arc[], end: (arc: Arc) => { key:
 }
 
 function arcRow(app: App, arc: Arc, other: { key: string; unit: string }, share: number): HTMLElement {
-  const letter = arc.dst.kind === "group" || title(arc) === "" ? LETTERS[arc.letter] : title(arc);
   const bar = el("span", { class: arc.score < 0 ? "bar hurts" : "bar" });
   bar.style.width = `${100 * share}%`;
   const row = button("", () => app.choose(other.key), { title: arcTitle(app, arc) });
   const merged = arc.edges.length > 1 ? ` (${plural(arc.edges.length, "edge")})` : "";
-  row.append(bar, el("span", { class: `channel c${arc.letter}` }, letter || "·"),
+  row.append(bar, el("span", { class: `channel c${arc.letter}` }, LETTERS[arc.letter] || "·"),
              el("bdi", {}, nameOf(other.unit) + merged), roleTag(app, other.key) ?? "",
              el("span", { class: "value" }, app.circuit.scored ? score(arc.score) : ""));
   row.addEventListener("pointerenter", () => app.lightArc(arc));
   row.addEventListener("pointerleave", () => app.lightArc(null));
   return el("li", {}, row);
 }
-
-function title(arc: Arc): string { return LETTERS[arc.letter]; }
 
 export function arcTitle(app: App, arc: Arc): string {
   if (arc.edges.length === 1) return visible(edgeName(app.circuit, arc.edges[0]));

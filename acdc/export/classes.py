@@ -1,0 +1,110 @@
+"""Which named class each node is in: from a file of groups, or from what nodes are said to do."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from acdc.circuit import Annotation
+from acdc.errors import AcdcError
+from acdc.export.json_file import parse_json
+from acdc.export.palette import CLASSES
+from acdc.export.record import checked_roles, readable
+from acdc.graph import Graph, Node
+
+MAX_CLASS_NAME = 60
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The nodes of each class, by name, in the order of tints and of the legend. A node is in one class at most."""
+
+    names: tuple[str, ...]
+    members: Mapping[str, frozenset[Node]]
+    tags: Mapping[str, str]
+
+    def of(self, node: Node) -> str | None:
+        """The class of a node."""
+        return next((name for name in self.names if node in self.members[name]), None)
+
+    def tag(self, node: Node) -> str:
+        """The short name of a node's class, empty without one."""
+        name = self.of(node)
+        return self.tags[name] if name is not None else ""
+
+    def tint(self, node: Node) -> str:
+        """The colour of a node's class; classes beyond the palette share its first colours: tags tell them apart."""
+        name = self.of(node)
+        return CLASSES[self.names.index(name) % len(CLASSES)] if name is not None else ""
+
+    @property
+    def longest_tag(self) -> int:
+        """Characters."""
+        return max((len(tag) for tag in self.tags.values()), default=0)
+
+    def among(self, nodes: set[Node]) -> "Classes":
+        """The classes that have some of these nodes, with the same tags and order."""
+        names = tuple(name for name in self.names if self.members[name] & nodes)
+        return Classes(names, {name: self.members[name] & nodes for name in names},
+                       {name: self.tags[name] for name in names})
+
+    def legend(self) -> list[tuple[str, str, str]]:
+        """Tag, name and tint of each class."""
+        return [(self.tags[name], name, CLASSES[i % len(CLASSES)]) for i, name in enumerate(self.names)]
+
+
+def roles_of(annotations: Sequence[Annotation]) -> dict[str, str]:
+    """What each node is said to do: the text of its first annotation of the kind `role`."""
+    roles: dict[str, str] = {}
+    for annotation in annotations:
+        if annotation.kind == "role" and annotation.text:
+            roles.setdefault(annotation.node, annotation.text)
+    return roles
+
+
+def classes_of_roles(graph: Graph, roles: Mapping[str, str]) -> Classes:
+    """A class a role, in the order of the layers where they begin."""
+    groups: dict[str, list[str]] = {}
+    for node, role in checked_roles(graph, roles).items():
+        groups.setdefault(readable(role), []).append(node)
+    return classes_of_groups(graph, {name: nodes for name, nodes in groups.items() if name})
+
+
+def classes_of_groups(graph: Graph, groups: Mapping[str, list[str]]) -> Classes:
+    """Classes by name, each a list of names of nodes; refuses a node in two, and one that the graph lacks."""
+    members: dict[str, frozenset[Node]] = {}
+    for name, nodes in groups.items():
+        checked_roles(graph, dict.fromkeys(nodes, name))
+        found = frozenset(Node.parse(node) for node in nodes)
+        twice = [node.name for other in members.values() for node in found & other]
+        if twice:
+            raise AcdcError(f"{min(twice)} is in two groups; give it to one")
+        if found:
+            members[readable(name)[:MAX_CLASS_NAME] or "?"] = found
+    names = sorted(members, key=lambda name: (min((node.layer, node.index) for node in members[name]), name))
+    return Classes(tuple(names), members, _tags(names))
+
+
+def read_groups(text: str, source: str = "the text") -> dict[str, list[str]]:
+    """Groups from JSON such as {"name mover": ["a9.h9", "a9.h6"], ...}."""
+    data = parse_json(text, source)
+    if not isinstance(data, dict) or not all(
+        isinstance(nodes, list) and all(isinstance(node, str) for node in nodes) for nodes in data.values()
+    ):
+        raise AcdcError(f'{source} must hold an object from names of groups to lists of nodes, such as '
+                        '{"name mover": ["a9.h9", "a9.h6"]}')
+    return data
+
+
+def _tags(names: list[str]) -> dict[str, str]:
+    """Up to three letters for each name, different from one another: the initials, else one with a number."""
+    tags: dict[str, str] = {}
+    for name in names:
+        words = re.findall(r"[A-Za-z0-9]+", name)
+        initials = "".join(word[0] for word in words)[:3].upper()
+        tag = initials if len(words) > 1 else (words[0][:2].upper() if words else "X")
+        number = 1
+        while tag in tags.values():
+            number += 1
+            tag = f"{(initials or 'X')[:2]}{number}"
+        tags[name] = tag
+    return tags
