@@ -56,9 +56,9 @@ def annotate_effects(study: Study) -> list[Annotation]:
     """What noising each node does to the task."""
     found = []
     for node, effect in study.effects.items():
-        share = "" if effect.share is None else f", {effect.share:+.1%} of what the task loses when all is corrupted"
+        share = "" if effect.share is None else f", {effect.share:+.1%} of that when all is corrupted"
         none = "" if effect.p <= ALPHA else "; not told from none"
-        text = f"{study.metric.name} lost when this node is corrupted{share}{none}"
+        text = f"loss increase ({study.metric.name}) when this node is corrupted{share}{none}"
         data = {"low": effect.low, "high": effect.high, "p": effect.p, "method": "noising", "seed": study.seed}
         found.append(Annotation(node, "evidence", text, effect.value, data))
     return found
@@ -106,7 +106,8 @@ def annotate_attention(study: Study) -> list[Annotation]:
 
 def _pattern(layer: int, head: int, text: str, tokens: list[str], weights: torch.Tensor) -> Annotation:
     rows = [[round(weight, 4) for weight in row] for row in weights.cpu().tolist()]
-    return Annotation(f"a{layer}.h{head}", "attention", text, None, {"tokens": tokens, "weights": rows})
+    return Annotation(f"a{layer}.h{head}", "attention", text, None,
+                      {"tokens": tokens, "weights": rows, "method": "attention"})
 
 
 def _text(model: Transformer, token: int) -> str:

@@ -57,7 +57,7 @@ def describe_annotations(circuit: Circuit, annotations: Sequence[Annotation], *,
     order = [row[0] for row in node_rows(circuit) if row[0] in of_node]
     order += [node for node in of_node if node not in order]
     lines.append(_heading("annotated nodes", min(n_nodes, len(order)), len(order)))
-    rows = [(node * (i == 0), annotation.kind, number(annotation.value) if annotation.value is not None else "",
+    rows = [(node * (i == 0), _visible(annotation.kind), number("" if annotation.value is None else annotation.value),
              _visible(_annotation_text(annotation)))
             for node in order[:n_nodes] for i, annotation in enumerate(of_node[node])]
     return "\n".join([*lines, *aligned(rows, "<<><")]) + "\n"

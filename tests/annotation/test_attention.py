@@ -6,6 +6,7 @@ from conftest import make_batch, tiny
 
 from acdc.activations import record
 from acdc.annotation.attention import mean_patterns, patterns, role_names
+from acdc.annotation.movers import _moved_pattern
 from acdc.errors import AcdcError
 from acdc.task import Batch, position_groups
 
@@ -57,3 +58,27 @@ def test_heads_that_are_not_there_are_refused():
     for layer, head in ((3, 0), (0, 4)):
         with pytest.raises(AcdcError, match="layers 0 to 2 of heads 0 to 3"):
             patterns(model, run, layer, [head])
+
+
+def test_attention_of_a_query_that_reads_something_else(family):
+    """What S-inhibition is measured by: HuggingFace's own pattern with the query of one head at the end swapped."""
+    model, batch, layer, head = tiny(family), make_batch(), 2, 3
+    run, block = record(model, batch.clean), model.blocks[2]
+    changes = torch.randn(2, len(batch), 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        ours = _moved_pattern(model, run, layer, head, changes)
+    for i, change in enumerate(changes):
+        with torch.no_grad():
+            resid = run.attn_in[layer].clone()
+            resid[:, -1] += change
+            query = block.attention.q.of_output(block.attention.q.module(block.attn_norm(resid)))[:, -1, head]
+
+        def swap(module, args, output, query=query):
+            output = output.clone()
+            block.attention.q.of_output(output)[:, -1, head] = query
+            return output
+
+        handle = block.attention.q.module.register_forward_hook(swap)
+        expected = reference(model, batch.clean)[layer][:, head, -1]
+        handle.remove()
+        torch.testing.assert_close(ours[:, i].double(), expected.double(), atol=1e-6, rtol=0)
