@@ -31,7 +31,8 @@ def run(*arguments) -> int:
 def test_every_format_is_written(folder, capsys):
     for name, chosen in FORMATS.items():
         out = folder / f"{name}.{chosen.suffix}"
-        assert run("export", folder / "one", "--to", name, "--out", out, "--width", "single") == 0, name
+        assert run("export", folder / "one", "--to", name, "--out", out, "--width", "single",
+                   "--d-model", 8) == 0, name
         assert out.stat().st_size > 0
     assert "written to" in capsys.readouterr().out
     assert run("export", folder / "graphml.graphml", "--from", "graphml", "--to", "dot") == 0

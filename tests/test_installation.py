@@ -10,6 +10,7 @@ import pytest
 from test_layers import MODULES, in_fresh_python
 
 from acdc.benchmarks.compiled.load import COMPILED
+from acdc.benchmarks.known_circuits.load import KNOWN_CIRCUITS
 from acdc.benchmarks.trained.load import TRAINED
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,10 @@ def test_a_wheel_holds_every_module(wheel):
     assert names == set(MODULES)
 
 
-def test_a_wheel_holds_the_compiled_and_the_trained_models(wheel):
+def test_a_wheel_holds_the_models_and_circuits_that_are_known(wheel):
     models = [*(f"compiled/{name}" for name in COMPILED), *(f"trained/{name}" for name in TRAINED)]
     files = {f"acdc/benchmarks/{model}.{kind}" for model in models for kind in ("json", "safetensors")}
+    files |= {f"acdc/benchmarks/known_circuits/{name}.json" for name in KNOWN_CIRCUITS}
     assert files == {name for name in wheel if name.endswith((".json", ".safetensors"))}
 
 

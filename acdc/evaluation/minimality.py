@@ -82,7 +82,8 @@ def _minimality(bench: Bench, kind: str, names: Sequence[str], n_all: int, chang
     of = f"{len(names):,}" if len(names) == n_all else f"{len(names):,} drawn of {n_all:,}"
     reason = f"of {of} {kind}, cutting {int(needed.sum()):,} changes the metric by more than {floor:.2g} of the gap"
     if idle.any():
-        worst = [names[i] for i in np.argsort(changes.mean(1), kind="stable").tolist() if idle[i]]
+        order: list[int] = np.argsort(changes.mean(1), kind="stable").tolist()
+        worst = [names[i] for i in order if idle[i]]
         reason += f", cutting {len(worst):,} by less: {first_few(worst)}"
     n_open = len(names) - int(needed.sum()) - int(idle.sum())
     reason += f", of {n_open:,} it is open" if n_open else ""

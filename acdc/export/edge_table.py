@@ -23,7 +23,7 @@ def edge_table(circuit: Circuit, uncertainty: Uncertainty | None = None) -> str:
     edges = np.nonzero(rows)[0]
     edges = edges[np.argsort(-edge_strengths(circuit)[edges], kind="stable")].tolist()
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # lines end in \r\n, as RFC 4180 has it, so that either in a name is quoted
     more = [] if uncertainty is None else ["low", "high", "inclusion", "same_sign"]
     writer.writerow(["edge", "src", "channel", "position", "kept", "score", *more])
     for edge in edges:

@@ -31,7 +31,7 @@ def node_table(circuit: Circuit, roles: Mapping[str, str] | None = None) -> str:
             counts[side][name] = counts[side].get(name, 0) + 1
             sums[side][name] = sums[side].get(name, 0.0) + strength
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # lines end in \r\n, as RFC 4180 has it, so that either in a name is quoted
     writer.writerow(COLUMNS)
     scored = circuit.scores is not None
     for node in (*graph.srcs, *dict.fromkeys(c.node for c in graph.channels if c.node.name not in graph.src_index)):

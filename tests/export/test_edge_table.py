@@ -33,7 +33,7 @@ def test_rows_are_the_edges_with_their_scores_and_intervals():
 
 def test_what_is_not_known_is_empty():
     circuit = Circuit.from_edges(Graph(2, 2, 2), ["input->a0.h1<q>", "a0.h1->logits"])
-    assert edge_table(circuit) == ("edge,src,channel,position,kept,score\n"
-                                   "input->a0.h1<q>,input,a0.h1<q>,,1,\na0.h1->logits,a0.h1,logits,,1,\n")
+    assert edge_table(circuit) == ("edge,src,channel,position,kept,score\r\n"
+                                   "input->a0.h1<q>,input,a0.h1<q>,,1,\r\na0.h1->logits,a0.h1,logits,,1,\r\n")
     untried = EdgeScores(circuit.graph, np.full(circuit.graph.n_edges, -np.inf))
     assert edge_table(Circuit(circuit.graph, circuit.kept, untried)).splitlines()[1].endswith(",1,")
