@@ -47,3 +47,21 @@ def hostile() -> Circuit:
     record = {"task": HOSTILE[0], "model": HOSTILE[1], "method": HOSTILE[4],
               "example": {"clean": HOSTILE[2], "answer": '"'}}
     return EdgeScores(graph, values, record).top(30, by="magnitude")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: str, most: int = 4) -> str:
+    """The text of a file with bytes flipped, dropped or all after them cut off."""
+    content = bytearray(text.encode())
+    for _ in range(draw(st.integers(1, most))):
+        place = draw(st.integers(0, max(len(content) - 1, 0)))
+        kind = draw(st.sampled_from(["flip", "cut", "drop"]))
+        if not content:
+            break
+        if kind == "flip":
+            content[place] = draw(st.integers(0, 255))
+        elif kind == "drop":
+            del content[place]
+        else:
+            content = content[: place + 1]
+    return content.decode(errors="replace")
