@@ -125,6 +125,14 @@ def node(page, key: str):
     return page.locator(f'.node[data-node="{key}"]')
 
 
+def answer(page, text: str) -> None:
+    """Fills in the dialog that is open; the page goes on when it has closed, a moment later."""
+    dialog = page.get_by_role("dialog")
+    dialog.locator("input").fill(text)
+    page.keyboard.press("Enter")
+    dialog.wait_for(state="detached")
+
+
 def set_size(page, n: int) -> dict:
     field = page.get_by_label("Edges kept, as a number")
     field.fill(str(n))
@@ -271,8 +279,7 @@ def test_supernodes(open_page, url, circuit):
     assert (arc["n"], arc["score"]) == (len(into), pytest.approx(sum(into)))
     assert sum(a["n"] for a in shown["arcs"]) == len(shown["edges"]) <= 400
     page.get_by_role("button", name="Rename").click()
-    page.get_by_role("dialog").locator("input").fill("Name movers")
-    page.keyboard.press("Enter")
+    answer(page, "Name movers")
     assert summary(page)["chosen"] == ["group:Name movers"]
     page.get_by_role("button", name="Take a24.h4 out").click()
     assert "a24.h4" in summary(page)["nodes"]
@@ -291,8 +298,7 @@ def test_pin_hide_relabel_undo_and_redo(open_page, url, circuit):
     node(page, "a23.h3").click()
     page.get_by_role("button", name="Pin", exact=True).click()
     page.get_by_role("button", name="Relabel").click()
-    page.get_by_role("dialog").locator("input").fill("mover <1>")
-    page.keyboard.press("Enter")
+    answer(page, "mover <1>")
     assert node(page, "a23.h3").locator(".label").text_content() == "mover <1>"
     assert "a23.h3" in set_size(page, 0)["nodes"]  # pinned: there without an edge
     page.get_by_role("button", name="Undo").click()
