@@ -10,6 +10,7 @@ from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
 from .loading import read_circuit
+from .printing import say
 
 HELP = "compare a circuit with another, or with a published one: overlap, and AUROC of its scores"
 RANKINGS = ("magnitude", "signed")
@@ -61,6 +62,8 @@ def _truth(given: str) -> tuple[Any, Any]:
     if given in KNOWN_CIRCUITS and not Path(given).exists():
         known = load_known_circuit(given)
         return known.circuit, known
+    if given in KNOWN_CIRCUITS:
+        say(f"note: {given} is the file or folder of that name here, not the published circuit")
     if not Path(given).exists():
         raise AcdcError(f"no circuit file {given!r}; give the circuit.json, or the folder, that discover wrote, or a "
                         f"published circuit: {', '.join(KNOWN_CIRCUITS)}")

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     for at, chance in zip(found.overlaps, found.chances, strict=True):
         jaccard = "undefined" if at.jaccard is None else f"{at.jaccard:.3f}"
         print(f"{at.level:>5}: Jaccard {jaccard}; {at.n_both:,} shared, {chance.low:,} to {chance.high:,} by chance "
-              f"(p = {chance.p_value:.2g})")
+              f"(p {chance.p_text})")
     if found.pearson is not None:
         print(f"scores: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
     if arguments.out:

@@ -24,6 +24,11 @@ class Chance:
     high: int
     p_value: float
 
+    @property
+    def p_text(self) -> str:
+        """The p-value in two digits; what is too small for a number is not 0."""
+        return f"= {self.p_value:.2g}" if self.p_value > 0 else "< 1e-300"
+
 
 @dataclass(frozen=True, eq=False)
 class Difference:

@@ -42,7 +42,7 @@ def overlap_table(found: Difference, names: tuple[str, str]) -> str:
         rows.append([LEVEL_NAMES[at.level], f"{at.n_circuit:,}", f"{at.n_truth:,}", f"{at.n_both:,}",
                      _share(at.jaccard),
                      f"{_share(jaccard_of(at, chance.expected))} ({_share(low)} to {_share(high)})",
-                     f"{chance.p_value:.2g}"])
+                     chance.p_text.removeprefix("= ")])
     columns = ["Level", *map(escaped, names), "Both", "Jaccard", "By chance (95% of draws)", "p"]
     note = ("By chance: circuits of these sizes drawn from all that there is. p is the probability that they share as "
             "much or more. Circuits that prefer the same strong nodes share more than that whatever else they do.")
