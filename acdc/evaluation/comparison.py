@@ -102,7 +102,7 @@ class Roc:
         It is the probability that something true ranks above something that is not, with ties counted half; chance
         is 0.5. auto-circuit's convention.
         """
-        return float(np.sum(np.diff(self.fpr) * (self.tpr[1:] + self.tpr[:-1]) / 2))
+        return trapezoids(self.fpr, self.tpr)
 
     @property
     def pessimistic_auroc(self) -> float:
@@ -131,8 +131,7 @@ class MibRoc:
         What lies left of the first circuit is left out, so even a perfect ranking has less than 1 where the first
         circuit has a false edge, and the area of ten points is no probability. Chance is about 0.5.
         """
-        x = self.fpr / self.fpr[-1]
-        return float(np.sum(np.diff(x) * (self.tpr[1:] + self.tpr[:-1]) / 2))
+        return trapezoids(self.fpr / self.fpr[-1], self.tpr)
 
     def summary(self) -> dict[str, Any]:
         """The area and the points, as a report stores them."""
@@ -183,6 +182,11 @@ def roc(scores: EdgeScores, truth: Circuit, *, by: Rank, level: str = "edge",
     fp = np.cumsum(~true[order])[last_of_its_score]
     return Roc(level, by, np.append(0.0, fp / (~true).sum()), np.append(0.0, tp / true.sum()), int(true.sum()),
                len(true), int((values == -np.inf).sum()))
+
+
+def trapezoids(fpr: Float[np.ndarray, " point"], tpr: Float[np.ndarray, " point"]) -> float:
+    """The area under straight lines between the points."""
+    return float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
 
 
 def mib_roc(scores: EdgeScores, truth: Circuit, *, by: Rank = "magnitude",

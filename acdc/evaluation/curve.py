@@ -94,7 +94,7 @@ class Curve:
         positive = [(math.log10(a), b) for a, b in zip(x, f, strict=True) if a > 0]
         log_f, log_distance = _mean_areas(*_columns(positive))
         small_f, small_distance = _mean_areas(*_columns(_up_to(SMALL, x, f)))
-        return Areas(_area(x, f), _area(x, [abs(1 - y) for y in f]), log_f, log_distance, small_f, small_distance)
+        return Areas(area(x, f), area(x, [abs(1 - y) for y in f]), log_f, log_distance, small_f, small_distance)
 
     @property
     def stops_short(self) -> bool:
@@ -124,7 +124,8 @@ class Curve:
         return {**asdict(self), "points": [asdict(point) for point in self.points]}
 
 
-def _area(x: Sequence[float], heights: Sequence[float]) -> float:
+def area(x: Sequence[float], heights: Sequence[Any]) -> Any:
+    """By trapezoids. A height may be an array, a number for each of many curves over one x; so is the area then."""
     return sum(((x[i + 1] - x[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(x) - 1)), 0.0)
 
 
@@ -133,7 +134,7 @@ def _mean_areas(x: Sequence[float], f: Sequence[float]) -> tuple[float | None, f
     width = x[-1] - x[0] if x else 0.0
     if width <= 0:
         return None, None
-    return _area(x, f) / width, _area(x, [abs(1 - y) for y in f]) / width
+    return area(x, f) / width, area(x, [abs(1 - y) for y in f]) / width
 
 
 def _up_to(end: float, x: Sequence[float], f: Sequence[float]) -> list[tuple[float, float]]:

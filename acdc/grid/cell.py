@@ -12,7 +12,7 @@ from acdc.arguments import size_of
 from acdc.circuit import Circuit, EdgeScores, Rank
 from acdc.discovery import METHODS
 from acdc.evaluation.bench import Bench
-from acdc.evaluation.curve import MIB_FRACTIONS
+from acdc.evaluation.curve import MIB_FRACTIONS, area
 from acdc.evaluation.significance import interval
 from acdc.grid.method_run import MethodRun
 from acdc.machine import machine, peak_memory, reset_peak_memory
@@ -87,9 +87,8 @@ def evaluate(scores: EdgeScores, run: MethodRun, bench: Bench) -> dict[str, Any]
 
 
 def areas(f: Float[np.ndarray, "size draw"]) -> dict[str, Float[np.ndarray, " draw"]]:
-    """CPR and CMD of every draw: areas under f and |1 - f| over MIB's fractions, trapezoids, linear x."""
-    widths = np.diff(MIB_FRACTIONS)
-    return {name: widths @ (heights[1:] + heights[:-1]) / 2 for name, heights in (("cpr", f), ("cmd", np.abs(1 - f)))}
+    """CPR and CMD of every draw: areas under f and |1 - f| over MIB's fractions."""
+    return {"cpr": area(MIB_FRACTIONS, list(f)), "cmd": area(MIB_FRACTIONS, list(np.abs(1 - f)))}
 
 
 def _measured(circuits: Sequence[Circuit], bench: Bench

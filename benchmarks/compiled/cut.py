@@ -44,10 +44,9 @@ class Weights:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
-def channels(weights: Weights) -> Iterator[tuple[str, list[str]]]:
+def channels(n_layers: int, n_heads: int, embeds: Iterable[str] = ("input",)) -> Iterator[tuple[str, list[str]]]:
     """Every channel in the order of the forward pass, with the nodes that it can read."""
-    n_layers, n_heads = weights.shape
-    before = list(weights.embeds)
+    before = list(embeds)
     for layer in range(n_layers):
         heads = [f"a{layer}.h{h}" for h in range(n_heads)]
         for letter, head in product("qkv", heads):
@@ -59,7 +58,7 @@ def channels(weights: Weights) -> Iterator[tuple[str, list[str]]]:
 
 
 def edges(weights: Weights) -> list[Edge]:
-    return [(src, channel) for channel, srcs in channels(weights) for src in srcs]
+    return [(src, channel) for channel, srcs in channels(*weights.shape, weights.embeds) for src in srcs]
 
 
 def name(edge: Edge) -> str:
@@ -77,7 +76,7 @@ def run(weights: Weights, tokens: np.ndarray, cut: Iterable[Edge] = (), replaced
     of_tokens, of_positions = w["token_embed"][tokens], np.broadcast_to(w["position_embed"][:length],
                                                                         (*tokens.shape, w["position_embed"].shape[1]))
     wrote = {"tok": of_tokens, "pos": of_positions} if weights.apart else {"input": of_tokens + of_positions}
-    readable = dict(channels(weights))
+    readable = dict(channels(*weights.shape, weights.embeds))
 
     def read(channel: str) -> np.ndarray:
         total = np.zeros_like(of_tokens)

@@ -3,9 +3,8 @@
 It is plain algebra on the weights, in float64, and shares no code with the engine whose methods are tested against it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from acdc.benchmarks.compiled.cut import Edge, channels  # pyright: ignore[reportMissingImports]
 from acdc.metrics import Metric
 from acdc.task import Batch
 
-Edge = tuple[str, str]  # src, channel
 Wrote = Mapping[str, Float[Tensor, "batch pos d_model"]]
 
 
@@ -27,19 +26,6 @@ class Run:
     outputs: Float[Tensor, "batch pos output"]
     wrote: Wrote
     patterns: Mapping[str, Float[Tensor, "batch query key"]]
-
-
-def channels(layers: int, heads: int) -> Iterator[tuple[str, list[str]]]:
-    """Every channel in the order of the forward pass, with the nodes that it can read."""
-    before = ["input"]
-    for layer in range(layers):
-        names = [f"a{layer}.h{h}" for h in range(heads)]
-        for letter, head in product("qkv", names):
-            yield f"{head}<{letter}>", list(before)
-        before += names
-        yield f"m{layer}", list(before)
-        before.append(f"m{layer}")
-    yield "logits", before
 
 
 class Network:

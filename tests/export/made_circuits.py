@@ -1,4 +1,6 @@
-"""Random small circuits for tests of the formats: positions, KV groups, parallel blocks, hostile texts."""
+"""Random small circuits for tests of the formats: positions, KV groups, hostile texts; spoilt files."""
+
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -65,3 +67,16 @@ def damaged(draw: st.DrawFn, text: str, most: int = 4) -> str:
         else:
             content = content[: place + 1]
     return content.decode(errors="replace")
+
+
+def with_field(data: dict[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """The record, whose field at the end of the path is set now, or removed where the value is `...`."""
+    *outer, last = path
+    place = data
+    for name in outer:
+        place = place[name]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return data

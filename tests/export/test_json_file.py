@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_circuits import damaged
+from made_circuits import damaged, with_field
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
@@ -84,16 +84,7 @@ def test_a_file_need_not_say_that_positions_are_taken_together():
 
 def changed(path: str, value: object) -> str:
     """The small circuit's file with one field set, or removed where the value is `...`."""
-    data = json.loads(circuit_to_json(small()))
-    *outer, last = path.split(".")
-    place = data
-    for name in outer:
-        place = place[name]
-    if value is ...:
-        del place[last]
-    else:
-        place[last] = value
-    return json.dumps(data)
+    return json.dumps(with_field(json.loads(circuit_to_json(small())), path.split("."), value))
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_circuits import damaged
+from made_circuits import damaged, with_field
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
@@ -112,15 +112,7 @@ def test_what_has_no_place_in_the_format_is_refused(circuit, message):
 
 
 def changed(path: str, value: object) -> str:
-    data, (*outer, last) = small(), path.split("/")
-    place = data
-    for name in outer:
-        place = place[name]
-    if value is ...:
-        del place[last]
-    else:
-        place[last] = value
-    return json.dumps(data)
+    return json.dumps(with_field(small(), path.split("/"), value))
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [
