@@ -10,6 +10,7 @@ from conftest import make_batch, tiny
 from jaxtyping import Float
 from torch import Tensor
 
+from acdc.annotation.annotate import annotate
 from acdc.annotation.feature_graph import feature_graph
 from acdc.annotation.features import decoder_of_node, edge_features, nodes_of, site_features
 from acdc.annotation.sites import changed, read, width
@@ -206,3 +207,29 @@ def test_what_has_no_features():
         feature_graph(model, BATCHES, METRIC, circuit=circuit, coders=[m0], n_features=0)
     with pytest.raises(AcdcError, match="norm follows attention"):
         nodes_of(tiny("gemma2"), coder(tiny("gemma2"), "a0.z"))
+
+
+def test_annotations_of_features_say_what_carries_the_edges():
+    model = tiny("llama")
+    circuit = eap(model, BATCHES).top(120, by="magnitude")
+    found = annotate(model, circuit, BATCHES, METRIC, only=["features"], coders=[coder(model, "m1")])
+    shared = edge_features(model, BATCHES, METRIC, circuit=circuit, coders=[coder(model, "m1")])[0]
+    whole, *features = found
+    assert whole.node == "m1" and whole.data["features"] == pytest.approx(shared.total.sum())
+    assert [note.data["feature"] for note in features] == shared.strongest(5)
+    for note in features:
+        i = note.data["feature"]
+        assert note.value == pytest.approx(shared.total[i])
+        for edge, value in note.data["edges"].items():
+            assert value == pytest.approx(shared.values[shared.edges.index(edge), i])
+        activations = [coder(model, "m1").encode(read(model, b.clean, ["m1"])["m1"])[..., i] for b in BATCHES]
+        best = max(float(a.max()) for a in activations)
+        if best > 0:
+            assert max(note.data["examples"][0]["activations"]) == pytest.approx(best, abs=1e-4)
+
+
+def test_features_without_a_coder():
+    model = tiny("llama")
+    circuit = eap(model, BATCHES).top(50, by="magnitude")
+    with pytest.raises(AcdcError, match="give one"):
+        annotate(model, circuit, BATCHES, METRIC, only=["features"])
