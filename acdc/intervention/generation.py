@@ -109,7 +109,7 @@ def generate_cut(
     n_tokens: int,
     cut: Cut,
     *,
-    corrupted: Tokens | None = None,
+    corrupted: Int[Tensor, "1 _"] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> New:

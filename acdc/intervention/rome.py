@@ -180,7 +180,7 @@ def _search(model: Transformer, fact: Fact, layer: int, prompts: Sequence[_Promp
             missed = -torch.stack([run[p.target] for run, p in zip(runs, prompts, strict=True)]).mean()
             drift = F.kl_div(_log_probabilities(model, layer, essence, delta), usual, log_target=True, reduction="sum")
             loss = missed + kl * drift + WEIGHT_DECAY * torch.linalg.vector_norm(delta) / size**2
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if losses[-1] < GOOD_ENOUGH:
                 break
             optimiser.zero_grad()
