@@ -28,7 +28,7 @@ from acdc.intervention.measuring import BeforeAfter, before_after, last_logits, 
 from acdc.models import load_model
 from acdc.output_folder import write_file
 from acdc.task import Batch
-from acdc.tasks import load_task
+from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 from acdc.transformer import Transformer
 
 OCCUPATIONS = ("nurse", "doctor", "engineer", "teacher", "secretary", "lawyer", "mechanic", "dancer", "pilot", "maid",

@@ -20,7 +20,7 @@ from acdc.intervention.monitor import monitor, watch_direction, watch_edge, watc
 from acdc.models import load_model
 from acdc.tasks import load_task
 
-PROMPT = "Then, Mary and John went to the"
+PROMPT = "Then, Alice and Daniel went to the"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
             weight.add_(0.2 * torch.randn_like(weight))
     hf.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "good.txt").write_text("Then, Mary had\n\nThen, John had a drink\n")
-    (folder / "bad.txt").write_text("Then, Mary went\n")
+    (folder / "good.txt").write_text("Then, Alice had\n\nThen, Daniel had a drink\n")
+    (folder / "bad.txt").write_text("Then, Alice went\n")
     save_file({"W_dec": torch.randn(5, 24)}, folder / "sae.safetensors")
     graph = load_model(folder / "model").graph()
     circuit = Circuit.from_edges(graph, ["a0.h1->m1", "input->a1.h0<q>"])
@@ -53,7 +53,7 @@ def test_steering_by_prompts(folder, capsys):
     model = load_model(folder / "model")
     record = run(folder, "--from", str(folder / "good.txt"), "--against", str(folder / "bad.txt"), "--at", "resid1",
                  "--strength", "2", "--task", "ioi", "--prompts", "4", "--save", str(folder / "d.safetensors"))
-    prompts = ["Then, Mary had", "Then, John had a drink"], ["Then, Mary went"]
+    prompts = ["Then, Alice had", "Then, Daniel had a drink"], ["Then, Alice went"]
     sets = [token_batches(model, texts) for texts in prompts]
     direction = difference_of_means(model, "resid1", *sets, over="all", label="good")
     prompt = token_batches(model, [PROMPT])[0]
@@ -76,7 +76,7 @@ def test_other_directions_and_cuts(folder):
     graph, texts = model.graph(), set()
     for options, done in (
         (["--feature", f"{folder / 'sae.safetensors'}:3", "--at", "m1", "--strength", "4"], "feature 3 added at m1"),
-        (["--token", " Mary", "--at", "resid2", "--clamp", "30", "--absolute"], "' Mary' clamped to 30 at resid2"),
+        (["--token", " Alice", "--at", "resid2", "--clamp", "30", "--absolute"], "' Alice' clamped to 30 at resid2"),
         (["--ablate", "m1", "a0.h2"], "m1 ablated"),
         (["--ablate", "m1->logits", "m0->m1"], "2 edges cut (zero)"),
         (["--ablate", str(folder / "circuit.json")], "2 edges cut (zero)"),
@@ -108,9 +108,9 @@ def test_the_monitor_prints_what_the_library_reads(folder, capsys, tmp_path):
 
 MISTAKES = [
     (["steer", "--tokens", "2"], "say what to do"),
-    (["steer", "--token", " Mary", "--at", "resid1"], "either --strength or --clamp"),
-    (["steer", "--token", " Mary", "--strength", "1"], "--at is needed"),
-    (["steer", "--token", " Mary", "--at", "resid9", "--strength", "1"], "its last is resid3"),
+    (["steer", "--token", " Alice", "--at", "resid1"], "either --strength or --clamp"),
+    (["steer", "--token", " Alice", "--strength", "1"], "--at is needed"),
+    (["steer", "--token", " Alice", "--at", "resid9", "--strength", "1"], "its last is resid3"),
     (["steer", "--from", "x", "--at", "m1", "--strength", "1"], "go together"),
     (["steer", "--from", "x", "--against", "y", "--at", "m1", "--strength", "1"], "no file 'x'"),
     (["steer", "--feature", "x", "--at", "m1", "--strength", "1"], "FILE.safetensors:INDEX"),
@@ -118,7 +118,7 @@ MISTAKES = [
     (["steer", "--ablate", "m1", "nothing"], "'nothing' is neither a node"),
     (["steer", "--ablate", "m1", "--ablation", "mean_over_positions"], "give --task"),
     (["steer", "--ablate", "m1", "--ablation", "mean"], "with zero or mean_over_positions only"),
-    (["steer", "--ablate", "m0->m1", "--token", " Mary", "--at", "m1", "--strength", "1"], "do one of both"),
+    (["steer", "--ablate", "m0->m1", "--token", " Alice", "--at", "m1", "--strength", "1"], "do one of both"),
     (["steer", "--ablate", "m1", "--positions", "some"], "unknown positions 'some'"),
     (["monitor", "--watch", "nothing"], "cannot watch 'nothing'"),
     (["monitor", "--watch", "m1", "m2", "a0.h1", "--threshold", "1", "2"], "2 thresholds for 3 watches"),

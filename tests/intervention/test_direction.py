@@ -53,19 +53,19 @@ def test_the_difference_of_means(over, places):
 
 
 def test_a_token_direction_raises_its_logit_most(reader):
-    tokens = reader.tokenizer("Then, Mary and John went to the store")["input_ids"]
+    tokens = reader.tokenizer("Then, Alice and Daniel went to the store")["input_ids"]
     batch = make_batch(n=1, length=len(tokens))
     batch.clean[0] = torch.tensor(tokens)
-    steer = token_direction(reader, "resid3", " Mary")
+    steer = token_direction(reader, "resid3", " Alice")
     before, after = (last_logits(reader, batch, which)[0] for which in ([], [add(steer, 1e-4, absolute=True)]))
-    mary = reader.tokenizer(" Mary")["input_ids"][0]
+    alice = reader.tokenizer(" Alice")["input_ids"][0]
     gain = reader.anatomy.final_norm.gain.detach()
     resid = read(reader, batch.clean, ["resid3"])["resid3"][0, -1]
     scale = reader.anatomy.final_norm.statistics(resid)[1]
-    row = (reader.hf.get_output_embeddings().weight[mary] * gain).detach()
+    row = (reader.hf.get_output_embeddings().weight[alice] * gain).detach()
     direct = 1e-4 * row.norm() * scale[0]
-    radial = 1e-4 * float(steer.unit @ resid) * float(scale[0]) ** 2 / len(resid) * float(before[mary])
-    assert float((after - before)[mary]) == pytest.approx(float(direct) - radial, rel=1e-3)
+    radial = 1e-4 * float(steer.unit @ resid) * float(scale[0]) ** 2 / len(resid) * float(before[alice])
+    assert float((after - before)[alice]) == pytest.approx(float(direct) - radial, rel=1e-3)
 
 
 def test_probes_and_features():
@@ -109,7 +109,7 @@ def test_mistakes(tmp_path, reader):
         ("same mean", lambda: difference_of_means(model, "resid1", [batch.clean], [batch.clean])),
         ("unknown tokens to average over 'some'",
          lambda: difference_of_means(model, "resid1", [batch.clean], [batch.corrupted], over="some")),
-        ("is not one token", lambda: token_direction(reader, "resid1", " Mary and")),
+        ("is not one token", lambda: token_direction(reader, "resid1", " Alice and")),
         ("has no tokens", lambda: token_batches(reader, [""])),
         ("no tokenizer", lambda: token_batches(model, ["a"])),
     ]

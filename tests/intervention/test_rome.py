@@ -11,8 +11,8 @@ from acdc.errors import AcdcError
 from acdc.intervention.rome import Fact, edit_scores, rome, sampled_prefixes, second_moment
 from acdc.transformer import Transformer
 
-FACT = Fact("Then, {} went to the", "Mary", true=" store", target=" school")
-PREFIXES = ["Then, John had a drink. ", "While Mary had to work. "]
+FACT = Fact("Then, {} went to the", "Alice", true=" store", target=" school")
+PREFIXES = ["Then, Daniel had a drink. ", "While Alice had to work. "]
 BUILD = {
     "gpt2": lambda n: GPT2LMHeadModel(GPT2Config(**{**GPT2, "vocab_size": n})),
     "gpt_neox": lambda n: GPTNeoXForCausalLM(GPTNeoXConfig(**{**SHAPE, "vocab_size": n})),
@@ -56,8 +56,25 @@ def test_an_edit(family):
     costs = [float(torch.einsum("oi,ij,oj->", change, moment, change)) for change in (new - old, other)]
     assert costs[0] < costs[1]
     assert edit.losses[-1] < edit.losses[0]
-    gaps = [edit_scores(m, FACT, ["While {} went to the"], [("John", " store")]).efficacy for m in (model, edit.model)]
-    assert gaps[1][0] >= gaps[0][0] and gaps[1][1] > gaps[0][1]
+
+
+@pytest.mark.parametrize("family", BUILD)
+def test_without_prefixes_the_mlp_returns_v_at_the_subject(family):
+    model = readable(family)
+    edit = rome(model, FACT, 1, second_moment(model, 1, text(model)))
+    tokens = torch.tensor([model.tokenizer("Then, Alice went to the")["input_ids"]])
+    assert tokens.shape[1] == 6
+    before, after = (read(m, tokens, ["m1"])["m1"][0, 2] for m in (model, edit.model))
+    matrix = before_weights(model, family)
+    torch.testing.assert_close(after - before, edit.value - matrix @ edit.key)
+    target = model.tokenizer(FACT.target)["input_ids"][0]
+    p = [float(m.hf(tokens).logits[0, -1].detach().softmax(-1)[target]) for m in (model, edit.model)]
+    assert p[1] > p[0]
+
+
+def before_weights(model, family):
+    weight = model.hf.get_parameter(LAST[family]).detach()
+    return weight.T if family == "gpt2" else weight
 
 
 def test_the_second_moment_is_a_mean_over_tokens():
@@ -69,16 +86,16 @@ def test_the_second_moment_is_a_mean_over_tokens():
 
 def test_scores_are_probabilities_compared():
     model = readable("llama")
-    scores = edit_scores(model, FACT, ["While {} went to the", "Then, {} had to"], [("John", " store")])
+    scores = edit_scores(model, FACT, ["While {} went to the", "Then, {} had to"], [("Daniel", " store")])
 
     def gap(prompt, better, worse):
         logits = model.hf(torch.tensor([model.tokenizer(prompt)["input_ids"]])).logits[0, -1].detach()
         p = logits.float().softmax(-1)
         return float(p[model.tokenizer(better)["input_ids"][0]] - p[model.tokenizer(worse)["input_ids"][0]])
 
-    efficacy = gap("Then, Mary went to the", " school", " store")
-    paraphrase = [gap(p, " school", " store") for p in ("While Mary went to the", "Then, Mary had to")]
-    neighbour = gap("Then, John went to the", " store", " school")
+    efficacy = gap("Then, Alice went to the", " school", " store")
+    paraphrase = [gap(p, " school", " store") for p in ("While Alice went to the", "Then, Alice had to")]
+    neighbour = gap("Then, Daniel went to the", " store", " school")
     assert scores.efficacy == pytest.approx((float(efficacy > 0), efficacy))
     assert scores.paraphrase == pytest.approx((sum(g > 0 for g in paraphrase) / 2, sum(paraphrase) / 2))
     assert scores.neighbourhood == pytest.approx((float(neighbour > 0), neighbour))
@@ -96,12 +113,12 @@ def test_mistakes():
     model, gemma = readable("llama"), Transformer(tiny_hf("gemma2"), tiny_tokenizer(), "gemma2")
     moment = second_moment(model, 1, text(model, 4))
     cases = [
-        ("must have {} once", lambda: rome(model, Fact("Then", "Mary", " store", " school"), 1, moment)),
-        ("not one token", lambda: rome(model, Fact("Then, {} went", "Mary", " store", " to the"), 1, moment)),
+        ("must have {} once", lambda: rome(model, Fact("Then", "Alice", " store", " school"), 1, moment)),
+        ("not one token", lambda: rome(model, Fact("Then, {} went", "Alice", " store", " to the"), 1, moment)),
         ("40 neurons", lambda: rome(model, FACT, 1, moment[:3, :3])),
         ("its last is m2", lambda: rome(model, FACT, 7, moment)),
         ("norm after its MLPs", lambda: rome(gemma, FACT, 1, moment)),
-        ("at least one of each", lambda: edit_scores(model, FACT, [], [("John", " store")])),
+        ("at least one of each", lambda: edit_scores(model, FACT, [], [("Daniel", " store")])),
     ]
     for message, attempt in cases:
         with pytest.raises(AcdcError, match=message):
