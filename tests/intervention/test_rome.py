@@ -67,9 +67,13 @@ def test_without_prefixes_the_mlp_returns_v_at_the_subject(family):
     before, after = (read(m, tokens, ["m1"])["m1"][0, 2] for m in (model, edit.model))
     matrix = before_weights(model, family)
     torch.testing.assert_close(after - before, edit.value - matrix @ edit.key)
-    target = model.tokenizer(FACT.target)["input_ids"][0]
-    p = [float(m.hf(tokens).logits[0, -1].detach().softmax(-1)[target]) for m in (model, edit.model)]
-    assert p[1] > p[0]
+
+
+def test_an_edit_makes_the_target_likelier():
+    model = readable("llama")
+    edit = rome(model, FACT, 1, second_moment(model, 1, text(model)))
+    before, after = (edit_scores(m, FACT, ["While {} went"], [("Daniel", " store")]) for m in (model, edit.model))
+    assert after.efficacy[1] > before.efficacy[1]
 
 
 def before_weights(model, family):
