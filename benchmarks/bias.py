@@ -2,10 +2,9 @@
 
 `python -m acdc.benchmarks.bias --model smollm2` prints the table of `docs/bias.md`.
 
-Phases: the circuit of the task `gendered_pronoun` is found on some prompts; its edges are cut (mean_over_positions of
-these prompts' corrupted versions); before and after, four things are measured, the same for random circuits of as many
-edges: the task on other prompts (what was found is what carries it), p(he) - p(she) after occupations (bias), another
-task, and the loss on running text (capability).
+Phases: edges are scored on prompts of the task `gendered_pronoun`; the top ones are cut, or the top ones that other
+tasks do not rank high, or random ones; they then carry their mean over running text. Before and after: the task on other
+prompts, p(he) - p(she) after occupations (bias), other tasks and the loss on running text (capability).
 """
 
 import argparse
@@ -19,7 +18,7 @@ import torch
 
 from acdc.ablation import prepare_ablation
 from acdc.annotation.text import read_text, windows
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, EdgeScores
 from acdc.discovery.eap_ig import eap_ig
 from acdc.errors import AcdcError
 from acdc.intervention.direction import token_batches
@@ -35,6 +34,9 @@ OCCUPATIONS = ("nurse", "doctor", "engineer", "teacher", "secretary", "lawyer", 
                "soldier", "librarian", "carpenter", "cook", "driver", "artist", "farmer", "writer", "guard", "cleaner")
 TEMPLATES = ("The {} said that", "The {} was late because")
 PRONOUNS = (" he", " she")
+TASK = "gendered_pronoun"
+SHARED = 0.1
+N_WINDOWS_OF_MEANS = 16
 
 
 def occupation_gaps(model: Transformer, cut: Cut | None = None, occupations: Sequence[str] = OCCUPATIONS
@@ -68,21 +70,29 @@ def measure(model: Transformer, cut: Cut, tasks: Mapping[str, Sequence[Batch]], 
     }
 
 
-def study(model: Transformer, *, sizes: Sequence[float] = (0.001, 0.01), n: int = 32, n_windows: int = 4,
+def study(model: Transformer, *, sizes: Sequence[float] = (0.0002, 0.001), n: int = 32, n_windows: int = 4,
           others: Sequence[str] = ("ioi", "subject_verb_agreement"), occupations: Sequence[str] = OCCUPATIONS,
           seed: int = 0) -> dict[str, dict[str, BeforeAfter]]:
-    """The measurements for the circuit's top edges of each size (a share of all), and as many random edges."""
-    found_on, *tasks = (load_task(name, model.tokenizer, n=n, seed=s).batches(model.tokenizer, device=model.device)
-                        for name, s in [("gendered_pronoun", seed), ("gendered_pronoun", seed + 1),
-                                        *((other, seed) for other in others)])
-    measured = dict(zip(("gendered_pronoun", *others), tasks, strict=True))
-    text = windows(model, read_text("python"), 64, n_windows)
+    """The measurements for cuts of each size (a share of all edges): `top`, the edges of largest score; `specific`,
+    the same without those that are in the top `SHARED` of another task; `random`, any."""
+    found_on, unseen, *apart = (load_task(name, model.tokenizer, n=n, seed=s).batches(model.tokenizer,
+                                                                                      device=model.device)
+                                for name, s in [(TASK, seed), (TASK, seed + 1), *((other, seed) for other in others)])
+    measured = dict(zip((TASK, *others), (unseen, *apart), strict=True))
+    text = windows(model, read_text("python"), 64, n_windows + N_WINDOWS_OF_MEANS)
+    means = text[n_windows:]
+    ablation = prepare_ablation(model, [Batch(means, means, means[:, 0], means[:, 0], ())], "mean_over_positions")
     scores, rng, results = eap_ig(model, found_on), np.random.default_rng(seed), {}
-    ablation = prepare_ablation(model, found_on, "mean_over_positions")
+    shared = np.any([eap_ig(model, batches).top(round(SHARED * scores.graph.n_edges), by="magnitude").kept
+                     for batches in apart], axis=0)
+    own = EdgeScores(scores.graph, np.where(shared, 0.0, scores.values))
     for share in sizes:
-        top = scores.top(max(1, round(share * scores.graph.n_edges)), by="magnitude")
-        for name, circuit in ((f"top {share:.1%}", top), (f"random {share:.1%}", _random(top, rng))):
-            results[name] = measure(model, Cut(circuit.complement(), ablation), measured, text, occupations)
+        size = max(1, round(share * scores.graph.n_edges))
+        top = scores.top(size, by="magnitude")
+        cuts = {"top": top, "specific": own.top(size, by="magnitude"), "random": _random(top, rng)}
+        for name, circuit in cuts.items():
+            cut = Cut(circuit.complement(), ablation)
+            results[f"{name} {size:,}"] = measure(model, cut, measured, text[:n_windows], occupations)
     return results
 
 

@@ -56,9 +56,11 @@ def test_nothing_cut_changes_nothing_and_something_does(model):
 def test_the_study_compares_the_circuit_with_random_ones(model, monkeypatch):
     monkeypatch.setattr(bias, "load_task", lambda name, *rest, **how: load_task("ioi", *rest, **how))
     results = bias.study(model, sizes=(0.02,), n=4, n_windows=2, others=["other"], occupations=["store", "school"])
-    assert list(results) == ["top 2.0%", "random 2.0%"]
+    size = round(0.02 * model.graph().n_edges)
+    assert list(results) == [f"{name} {size}" for name in ("top", "specific", "random")]
     lines = bias.table(results).splitlines()
-    assert lines[0] == "| | whole model | without top 2.0% | without random 2.0% |" and len(lines) == 8
+    assert lines[0] == (f"| | whole model | without top {size} | without specific {size} | without random {size} |")
+    assert len(lines) == 8
     with pytest.raises(bias.AcdcError, match="needs single tokens"):
         monkeypatch.setattr(bias, "PRONOUNS", (" Alice and", " Daniel"))
         bias.occupation_gaps(model)
