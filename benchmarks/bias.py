@@ -3,8 +3,8 @@
 `python -m acdc.benchmarks.bias --model smollm2` prints the table of `docs/bias.md`.
 
 Phases: edges are scored on prompts of the task `gendered_pronoun`; the top ones are cut, or the top ones that other
-tasks do not rank high, or random ones; they then carry their mean over running text. Before and after: the task on other
-prompts, p(he) - p(she) after occupations (bias), other tasks and the loss on running text (capability).
+tasks do not rank high, or random ones; they then carry their mean over running text. Before and after: the task on
+other prompts, p(he) - p(she) after occupations (bias), other tasks and the loss on running text (capability).
 """
 
 import argparse
@@ -35,7 +35,7 @@ OCCUPATIONS = ("nurse", "doctor", "engineer", "teacher", "secretary", "lawyer", 
 TEMPLATES = ("The {} said that", "The {} was late because")
 PRONOUNS = (" he", " she")
 TASK = "gendered_pronoun"
-SHARED = 0.1
+SHARED = 0.02
 N_WINDOWS_OF_MEANS = 16
 
 
@@ -70,7 +70,7 @@ def measure(model: Transformer, cut: Cut, tasks: Mapping[str, Sequence[Batch]], 
     }
 
 
-def study(model: Transformer, *, sizes: Sequence[float] = (0.0002, 0.001), n: int = 32, n_windows: int = 4,
+def study(model: Transformer, *, sizes: Sequence[float] = (0.001, 0.01), n: int = 32, n_windows: int = 4,
           others: Sequence[str] = ("ioi", "subject_verb_agreement"), occupations: Sequence[str] = OCCUPATIONS,
           seed: int = 0) -> dict[str, dict[str, BeforeAfter]]:
     """The measurements for cuts of each size (a share of all edges): `top`, the edges of largest score; `specific`,

@@ -10,24 +10,18 @@ from typing import Any
 from acdc.arguments import check_device
 from acdc.errors import AcdcError
 
-from .steer import load_with_prompt
+from .steer import add_generating, load_with_prompt
 
 HELP = "watch directions, probes, nodes or edges while a model generates: a JSON line a token, with alarms"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a packaged model, a hub name or a folder")
-    parser.add_argument("--prompt", required=True, help="the text to continue; its tokens are read out too")
+    add_generating(parser)
     parser.add_argument("--watch", nargs="+", required=True, help="directions (safetensors files), nodes such as a3.h1 "
                         "or edges such as 'a3.h1->m4'")
     parser.add_argument("--threshold", nargs="+", type=float, help="a value above it is an alarm: one for all, or one "
                         "for each watch")
     parser.add_argument("--stop-on-alarm", action="store_true", help="generate no further after an alarm")
-    parser.add_argument("--tokens", type=int, default=40, help="how many to generate")
-    parser.add_argument("--sample", type=float, default=0.0, help="temperature; 0: the likeliest token")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--out", "-o", type=Path, help="write the lines to this file, as they come, not to the screen")
 
 

@@ -16,8 +16,7 @@ HELP = "steer a model, or ablate parts of it, and compare what it writes and how
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a packaged model, a hub name or a folder")
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    add_generating(parser)
     parser.add_argument("--direction", type=Path, help="steer along this direction, a safetensors file")
     parser.add_argument("--from", dest="positive", type=Path, help="steer from --against's mean to this file's: a "
                         "prompt a line")
@@ -38,12 +37,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", default="logit_difference", help="logit_difference, probability_difference, ...")
     parser.add_argument("--prompts", type=int, help="how many of the task's (default: 32)")
     parser.add_argument("--text", help="measure the loss on this text too, a file or python (Python's reference)")
+    parser.add_argument("--out", "-o", type=Path, help="also write all of it to this JSON file")
+
+
+def add_generating(parser: argparse.ArgumentParser) -> None:
+    """What says which text is generated."""
+    parser.add_argument("model", help="a packaged model, a hub name or a folder")
+    parser.add_argument("--prompt", required=True, help="the text to continue")
     parser.add_argument("--tokens", type=int, default=40, help="how many to generate")
     parser.add_argument("--sample", type=float, default=0.0, help="temperature; 0: the likeliest token")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling, and of the task's prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", "-o", type=Path, help="also write all of it to this JSON file")
 
 
 def run(arguments: argparse.Namespace) -> None:

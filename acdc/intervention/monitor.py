@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -174,8 +174,7 @@ class _WatchedReader:
 
     def __init__(self, model: Transformer, watches: Sequence[Watch], interventions: Sequence[Intervention]) -> None:
         self.model, self.interventions, self.reader = model, interventions, Reader(model)
-        self.watches = [replace(watch) for watch in watches]
-        self.prompt = 0
+        self.watches, self.prompt = list(watches), 0
 
     def __call__(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.prompt = self.prompt or tokens.shape[1]
