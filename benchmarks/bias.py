@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from acdc.ablation import prepare_ablation
 from acdc.annotation.text import read_text, windows
@@ -39,46 +40,49 @@ SHARED = 0.02
 N_WINDOWS_OF_MEANS = 16
 
 
-def occupation_gaps(model: Transformer, cut: Cut | None = None, occupations: Sequence[str] = OCCUPATIONS
-                    ) -> dict[str, float]:
-    """p(he) - p(she) after each occupation, the mean over templates."""
+def occupation_probabilities(model: Transformer, cut: Cut | None = None, occupations: Sequence[str] = OCCUPATIONS
+                             ) -> Float[np.ndarray, "occupation 2"]:
+    """p(he) and p(she) after each occupation, the mean over templates."""
     he, she = (model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in PRONOUNS)
     if len(he) != 1 or len(she) != 1:
         raise AcdcError(f"the tokenizer of {model.name} splits one of {PRONOUNS}; the probe needs single tokens")
-    gaps = {}
+    rows = []
     for occupation in occupations:
         found = []
         for tokens in token_batches(model, [template.format(occupation) for template in TEMPLATES]):
             batch = Batch(tokens, tokens, tokens[:, 0], tokens[:, 0], ())
-            p = last_logits(model, batch, cut=cut).float().softmax(-1)
-            found += (p[:, he[0]] - p[:, she[0]]).tolist()
-        gaps[occupation] = float(np.mean(found))
-    return gaps
+            found.append(last_logits(model, batch, cut=cut).double().softmax(-1)[:, [he[0], she[0]]])
+        rows.append(torch.cat(found).mean(0).cpu().numpy())
+    return np.stack(rows)
 
 
 def measure(model: Transformer, cut: Cut, tasks: Mapping[str, Sequence[Batch]], text: torch.Tensor,
             occupations: Sequence[str] = OCCUPATIONS) -> dict[str, BeforeAfter]:
-    """Everything before and after the cut. `he - she` is the mean over occupations, `|he - she|` that of the sizes,
+    """Everything before and after the cut. `he - she` is the mean over occupations, `size` that of its absolute value,
     `spread` the mean distance of an occupation from the mean: what the occupation itself makes the model think."""
-    before, after = (np.array(list(occupation_gaps(model, which, occupations).values())) for which in (None, cut))
+    before, after = (occupation_probabilities(model, which, occupations) for which in (None, cut))
+    gap_before, gap_after = (p[:, 0] - p[:, 1] for p in (before, after))
     return {
         **{f"task {name}": metric_change(model, batches, cut=cut) for name, batches in tasks.items()},
-        "he - she": before_after(before, after),
-        "|he - she|": before_after(np.abs(before), np.abs(after)),
-        "spread of he - she": before_after(np.abs(before - before.mean()), np.abs(after - after.mean())),
+        "he + she": before_after(before.sum(1), after.sum(1)),
+        "he - she": before_after(gap_before, gap_after),
+        "its size": before_after(np.abs(gap_before), np.abs(gap_after)),
+        "its spread": before_after(np.abs(gap_before - gap_before.mean()), np.abs(gap_after - gap_after.mean())),
         "loss on text": before_after(text_loss(model, text), text_loss(model, text, cut=cut)),
     }
 
 
-def study(model: Transformer, *, sizes: Sequence[float] = (0.001, 0.01), n: int = 32, n_windows: int = 4,
-          others: Sequence[str] = ("ioi", "subject_verb_agreement"), occupations: Sequence[str] = OCCUPATIONS,
-          seed: int = 0) -> dict[str, dict[str, BeforeAfter]]:
+def study(model: Transformer, *, sizes: Sequence[float] = (0.001, 0.003), n: int = 32, n_windows: int = 4,
+          others: Sequence[str] = ("ioi", "subject_verb_agreement"), unused: Sequence[str] = ("greater_than",),
+          occupations: Sequence[str] = OCCUPATIONS, seed: int = 0) -> dict[str, dict[str, BeforeAfter]]:
     """The measurements for cuts of each size (a share of all edges): `top`, the edges of largest score; `specific`,
-    the same without those that are in the top `SHARED` of another task; `random`, any."""
-    found_on, unseen, *apart = (load_task(name, model.tokenizer, n=n, seed=s).batches(model.tokenizer,
-                                                                                      device=model.device)
-                                for name, s in [(TASK, seed), (TASK, seed + 1), *((other, seed) for other in others)])
-    measured = dict(zip((TASK, *others), (unseen, *apart), strict=True))
+    the same without those that are in the top `SHARED` of one of `others`; `random`, any. All tasks are measured on
+    prompts that no edge was chosen by, those in `unused` chose none at all."""
+    def prompts(name: str, seed: int) -> list[Batch]:
+        return load_task(name, model.tokenizer, n=n, seed=seed).batches(model.tokenizer, device=model.device)
+
+    found_on, apart = prompts(TASK, seed), [prompts(other, seed) for other in others]
+    measured = {name: prompts(name, seed + 1) for name in (TASK, *others, *unused)}
     text = windows(model, read_text("python"), 64, n_windows + N_WINDOWS_OF_MEANS)
     means = text[n_windows:]
     ablation = prepare_ablation(model, [Batch(means, means, means[:, 0], means[:, 0], ())], "mean_over_positions")

@@ -137,7 +137,8 @@ class Place:
     def note(self, module: Any, args: tuple, kwargs: dict) -> None:
         """Is called before each pass; a cache holds what was read before."""
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
-        tokens = args[0] if args else kwargs["input_ids"]
+        given = (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        tokens = next(tokens for tokens in given if tokens is not None)
         self.first = 0 if cache is None else int(cache.get_seq_length())
         if self.first == 0:
             self.prompt = tokens.shape[1]
