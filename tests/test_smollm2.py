@@ -11,6 +11,9 @@ from acdc.annotation.movers import movers_and_inhibitors
 from acdc.discovery.eap_ig import eap_ig
 from acdc.evaluation.faithfulness import faithfulness_curve
 from acdc.evaluation.task_check import check_task
+from acdc.intervention.direction import difference_of_means, token_batches
+from acdc.intervention.generation import generate
+from acdc.intervention.interventions import add
 from acdc.metrics import METRICS
 from acdc.models import load_model
 from acdc.patching import run_circuit
@@ -82,6 +85,20 @@ def test_some_heads_have_the_roles_that_the_docs_say(model):
     assert {("a17.h4", "induction"), ("a14.h3", "duplicate token"), ("a19.h3", "previous token"),
             ("a20.h0", "S-inhibition"), ("a23.h7", "name mover"), ("a24.h4", "negative mover")} <= found
     assert not found & {("a19.h3", "induction"), ("a20.h0", "name mover"), ("a17.h4", "S-inhibition")}
+
+
+def test_steering_turns_the_mood(model):
+    """With a few of the sentences that the docs' example has, at its place."""
+    happy = ["This movie was wonderful and I loved it", "The food was delicious and the service excellent",
+             "Everything went perfectly and we were thrilled", "I am so happy and grateful"]
+    sad = ["This movie was terrible and I hated it", "The food was disgusting and the service horrible",
+           "Everything went wrong and we were furious", "I am so sad and angry"]
+    direction = difference_of_means(model, "resid14", *(token_batches(model, texts) for texts in (happy, sad)),
+                                    over="all")
+    prompt = token_batches(model, ["I went to the restaurant last night, and"])[0]
+    texts = [model.tokenizer.decode(generate(model, prompt, 6, interventions=[add(direction, strength)])[0].tolist())
+             for strength in (0.0, 0.25)]
+    assert "trying to decide" in texts[0] and "excited" in texts[1]
 
 
 UNABLE = {"induction", "mcqa", "colored_objects"}

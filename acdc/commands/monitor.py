@@ -1,0 +1,59 @@
+"""`acdc monitor`: directions, nodes and edges watched while a model generates, as JSON lines."""
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from acdc.arguments import check_device
+from acdc.errors import AcdcError
+
+from .steer import add_generating, load_with_prompt
+
+HELP = "watch directions, probes, nodes or edges while a model generates: a JSON line a token, with alarms"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_generating(parser)
+    parser.add_argument("--watch", nargs="+", required=True, help="directions (safetensors files), nodes such as a3.h1 "
+                        "or edges such as 'a3.h1->m4'")
+    parser.add_argument("--threshold", nargs="+", type=float, help="a value above it is an alarm: one for all, or one "
+                        "for each watch")
+    parser.add_argument("--stop-on-alarm", action="store_true", help="generate no further after an alarm")
+    parser.add_argument("--out", "-o", type=Path, help="write the lines to this file, as they come, not to the screen")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from acdc.intervention.monitor import monitor
+
+    n, thresholds = len(arguments.watch), arguments.threshold or [None]
+    if len(thresholds) not in (1, n):
+        raise AcdcError(f"{len(thresholds)} thresholds for {n} watches; give one for all, or one for each")
+    if arguments.stop_on_alarm and arguments.threshold is None:
+        raise AcdcError("--stop-on-alarm without --threshold: nothing is an alarm; give a threshold")
+    if arguments.out and not arguments.out.parent.is_dir():
+        raise AcdcError(f"cannot write to {arguments.out}: {arguments.out.parent} is not a folder")
+    check_device(arguments.device)
+    model, prompt = load_with_prompt(arguments)
+    each = thresholds * n if len(thresholds) == 1 else thresholds
+    watches = [_watch(model, name, threshold) for name, threshold in zip(arguments.watch, each, strict=True)]
+    readings = monitor(model, prompt, watches, arguments.tokens, stop_on_alarm=arguments.stop_on_alarm,
+                       temperature=arguments.sample, seed=arguments.seed)
+    with arguments.out.open("w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as lines:
+        for reading in readings:
+            print(json.dumps(reading.as_record()), file=lines, flush=True)
+
+
+def _watch(model: Any, name: str, threshold: float | None) -> Any:
+    from acdc.intervention.direction import load_direction
+    from acdc.intervention.monitor import watch_direction, watch_edge, watch_node
+
+    if "->" in name:
+        return watch_edge(model, name, threshold)
+    if name in model.graph().src_index:
+        return watch_node(model, name, threshold)
+    if not Path(name).exists():
+        raise AcdcError(f"cannot watch {name!r}: it is no file, no node that writes, such as a3.h1 or m3, and no edge")
+    return watch_direction(model, load_direction(Path(name)), threshold)
