@@ -13,6 +13,7 @@ from acdc.annotation.attention import mean_patterns, patterns, role_names
 from acdc.annotation.composition import LETTERS, composition
 from acdc.annotation.effects import Effect, joint_effects, node_effects
 from acdc.annotation.head_roles import RoleScore, sequence_roles
+from acdc.annotation.lens_notes import lens_notes
 from acdc.annotation.movers import movers_and_inhibitors
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
@@ -136,11 +137,17 @@ def annotate_composition(study: Study) -> list[Annotation]:
     return found
 
 
+def annotate_lens(study: Study) -> list[Annotation]:
+    """What each node adds to the answer's logit by itself, and the tokens that it promotes."""
+    return lens_notes(study.model, study.batches, study.nodes, seed=study.seed)
+
+
 ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "effects": (annotate_effects, "evidence"),
     "roles": (annotate_roles, "role"),
     "attention": (annotate_attention, "attention"),
     "composition": (annotate_composition, "composition"),
+    "lens": (annotate_lens, "lens"),
 }
 """Everything that can be known of nodes: the function, and the kind of annotation that it makes."""
 
