@@ -1,4 +1,4 @@
-"""What each node of a circuit says to the logits by itself: the tokens that it promotes, and its share of the answer."""
+"""What a circuit's nodes say to the logits by themselves: the tokens that each promotes, its share of the answer."""
 
 from collections.abc import Sequence
 
@@ -20,6 +20,8 @@ def lens_notes(model: Transformer, batches: Sequence[Batch], nodes: Sequence[str
 
     Cost: two forward passes a batch and an unembedding a node.
     """
+    if not nodes:
+        return []
     found = attribute_answers(model, batches, seed=seed)
     places = [model.graph().src_index[node] for node in nodes]
     total, n = None, sum(map(len, batches))

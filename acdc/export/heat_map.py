@@ -33,10 +33,10 @@ class Panel:
     def __post_init__(self) -> None:
         if self.values.shape != (len(self.rows), len(self.columns)) or not self.values.size:
             raise AcdcError(f"a table of shape {self.values.shape} with {len(self.rows)} names of rows and "
-                            f"{len(self.columns)} of columns; each row and column needs a name, and one of each at least")
+                            f"{len(self.columns)} of columns; each row and column needs a name, and one at least")
         if not np.isfinite(self.values).all():
-            raise AcdcError(f"{int((~np.isfinite(self.values)).sum())} of the numbers of {self.title!r} are not finite, "
-                            "so they have no colour")
+            raise AcdcError(f"{int((~np.isfinite(self.values)).sum())} of the numbers of {self.title!r} are not finite; "
+                            "leave those out")
 
 
 def heat_map(panels: Sequence[Panel], title: str = "") -> Figure:
@@ -74,11 +74,10 @@ def _draw(figure: Figure, axes: Any, scale: Any, panel: Panel) -> None:
     for names, set_ticks, turned in ((panel.rows, axes.set_yticks, 0), (panel.columns, axes.set_xticks, 90)):
         step = -(-len(names) // MAX_LABELS)
         short = turned and max(map(len, names)) <= 3
-        labels = set_ticks(np.arange(0, len(names), step) + 0.5, [_shown(name, 24) for name in names[::step]],
-                           rotation=0 if short or panel.words else turned, size=6.5, **TEXT)
-        for label in axes.get_yticklabels() if set_ticks == axes.set_yticks else axes.get_xticklabels():
-            label.set_parse_math(False)
-        del labels
+        set_ticks(np.arange(0, len(names), step) + 0.5, [_shown(name, 24) for name in names[::step]],
+                  rotation=0 if short or panel.words else turned, size=6.5, **TEXT)
+    for label in (*axes.get_yticklabels(), *axes.get_xticklabels()):
+        label.set_parse_math(False)
     axes.tick_params(length=0, pad=2)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -96,4 +95,5 @@ def _draw(figure: Figure, axes: Any, scale: Any, panel: Panel) -> None:
 def _shown(text: str, most: int) -> str:
     """The text on one line, with what cannot be seen written out, and cut where it is long."""
     visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    visible = visible if visible.strip() else visible.replace(" ", "␣")
     return visible if len(visible) <= most else visible[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Causal tracing finds a fact that is planted in one MLP, and is what HuggingFace's own forward computes place by place."""
+"""Causal tracing finds a fact that is planted in one MLP, and equals HuggingFace's own forward at every place."""
 
 import numpy as np
 import pytest

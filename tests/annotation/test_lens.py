@@ -60,7 +60,8 @@ def test_residual_streams_are_read_as_the_last_layer_reads_them(family):
 def test_logits_of_nodes_are_their_direct_attributions(family):
     model, batch = tiny(family), make_batch()
     nodes = node_places(model)
-    found = logit_lens(model, batch.clean, nodes, targets=torch.stack([batch.answer, batch.wrong], 1), positions=[2, -1])
+    targets = torch.stack([batch.answer, batch.wrong], 1)
+    found = logit_lens(model, batch.clean, nodes, targets=targets, positions=[2, -1])
     expected = direct_attribution(model, batch.clean, batch.answer, batch.wrong, positions=[2, -1])
     difference = found.logit[..., 0] - found.logit[..., 1]
     torch.testing.assert_close(difference, expected.values[1:], atol=1e-6, rtol=1e-6)

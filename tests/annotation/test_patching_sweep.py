@@ -83,7 +83,8 @@ def test_shares_are_of_what_the_metric_loses():
 
 def test_mistakes_are_named():
     model, batch = tiny("gpt2"), make_batch()
-    for change, message in [({"place": "heads"}, "head"), ({"direction": "x"}, "noising"), ({"positions": "x"}, "each")]:
+    for change, message in [({"place": "heads"}, "head"), ({"direction": "x"}, "noising"),
+                            ({"positions": "x"}, "each")]:
         with pytest.raises(AcdcError, match=message):
             sweep(model, [batch], **change)
     with pytest.raises(AcdcError, match="no prompts"):

@@ -26,9 +26,9 @@ def test_every_number_has_its_cell_and_colour():
 
 
 def test_words_are_written_into_cells_as_they_are():
-    words = [["$x$", " the", "\n"], ["a" * 40, "é", ""]]
+    words = [["$x$", " the", "\n"], ["a" * 40, "é", " "]]
     axes = axes_of(Panel("lens", VALUES, ["a", "b"], ["0", "1", "2"], "p", words=words))
-    assert [text.get_text() for text in axes.texts] == ["$x$", " the", "\\n", "a" * 13 + "…", "é", ""]
+    assert [text.get_text() for text in axes.texts] == ["$x$", " the", "\\n", "a" * 13 + "…", "é", "␣"]
     assert len(figure_bytes(heat_map([Panel("l", VALUES, ["$a", "b"], ["0", "1", "2"], "p", words=words)], "t"), "png"))
 
 
