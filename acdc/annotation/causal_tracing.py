@@ -27,7 +27,7 @@ from acdc.resume import resume
 from acdc.transformer import Transformer, frozen
 
 KINDS = ("hidden", "mlp", "attention")
-TOKENS_PER_PASS = 1024
+TOKENS_PER_PASS = 256  # more would share a start, and compute positions that do not change
 GROUPS = ("before the subject", "first subject token", "middle subject tokens", "last subject token",
           "first token after it", "tokens in between", "last token")
 

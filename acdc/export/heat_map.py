@@ -35,7 +35,7 @@ class Panel:
             raise AcdcError(f"a table of shape {self.values.shape} with {len(self.rows)} names of rows and "
                             f"{len(self.columns)} of columns; each row and column needs a name, and one at least")
         if not np.isfinite(self.values).all():
-            raise AcdcError(f"{int((~np.isfinite(self.values)).sum())} of the numbers of {self.title!r} are not finite; "
+            raise AcdcError(f"{int((~np.isfinite(self.values)).sum())} numbers of {self.title!r} are not finite; "
                             "leave those out")
 
 
