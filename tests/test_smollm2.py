@@ -101,6 +101,7 @@ def test_lens_and_sweep_agree_on_the_name_movers(model):
     ranked = sorted(direct.nodes, key=lambda node: -direct.nodes[node].value)
     assert ranked[0] == "a23.h3" and direct.nodes["a24.h4"].high < 0
     assert sum(one.value for one in direct.nodes.values()) == pytest.approx(direct.total, abs=1e-3)
-    stream = sweep(model, batches[:1], place="residual", positions="roles")
+    few = ioi(model.tokenizer, n=2).batches(model.tokenizer)
+    stream = sweep(model, few, place="residual", positions="roles")
     at = {role: stream.share[:, i] for i, role in enumerate(stream.columns)}
     assert at["S2"][10] > 0.95 and at["end"][10] < 0.05 and at["end"][25] > 0.8 and abs(at["S2"][25]) < 0.1

@@ -12,6 +12,8 @@ from acdc.activations import record
 from acdc.annotation.attention import mean_patterns, patterns, role_names
 from acdc.annotation.composition import LETTERS, composition
 from acdc.annotation.effects import Effect, joint_effects, node_effects
+from acdc.annotation.feature_notes import feature_notes
+from acdc.annotation.features import Coder, edge_features
 from acdc.annotation.head_roles import RoleScore, sequence_roles
 from acdc.annotation.lens_notes import lens_notes
 from acdc.annotation.movers import movers_and_inhibitors
@@ -26,11 +28,12 @@ from acdc.transformer import Transformer, frozen
 MAX_ROLES = 40  # tokens told apart in a mean pattern
 N_PARTNERS = 3  # heads named for each kind of composition
 LEAST_Z = 5.0
+N_FEATURES = 5  # of each node
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What annotators work on. `nodes` and `heads` are those of the circuit that write."""
+    """What annotators work on. `nodes` and `heads` are those of the circuit that write. `coders`: of its nodes."""
 
     model: Transformer
     circuit: Circuit
@@ -38,6 +41,7 @@ class Study:
     metric: Metric
     seed: int = 0
     progress: bool = False
+    coders: Sequence[Coder] = ()
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -142,12 +146,19 @@ def annotate_lens(study: Study) -> list[Annotation]:
     return lens_notes(study.model, study.batches, study.nodes, seed=study.seed)
 
 
+def annotate_features(study: Study) -> list[Annotation]:
+    """Which features of the coders carry the edges out of their nodes."""
+    found = edge_features(study.model, study.batches, study.metric, circuit=study.circuit, coders=study.coders)
+    return feature_notes(study.model, study.batches, found, N_FEATURES)
+
+
 ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "effects": (annotate_effects, "evidence"),
     "roles": (annotate_roles, "role"),
     "attention": (annotate_attention, "attention"),
     "composition": (annotate_composition, "composition"),
     "lens": (annotate_lens, "lens"),
+    "features": (annotate_features, "feature"),
 }
 """Everything that can be known of nodes: the function, and the kind of annotation that it makes."""
 
@@ -159,29 +170,39 @@ def annotate(
     metric: Metric = METRICS["logit_difference"],
     *,
     only: Sequence[str] | None = None,
+    coders: Sequence[Coder] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> list[Annotation]:
     """What is known of the circuit's nodes, by all of `ANNOTATORS` or those named in `only`.
 
+    `coders`: sparse autoencoders or transcoders of the circuit's nodes, without which nothing is said of features.
     `seed`: of the random sequences and of the draws of prompts. Cost: mostly that of `node_effects`, a part of a
     forward pass a node. Raises `AcdcError` for an unknown annotator, a circuit of another model, and fewer than two
     prompts.
     """
-    names = list(ANNOTATORS) if only is None else list(only)
+    names = those_that_apply(only, coders)
+    check_graph(model, circuit.graph)
+    if sum(len(batch) for batch in batches) < 2:
+        raise AcdcError("nodes are annotated by what they do over prompts; give at least two, better 32")
+    study = Study(model, circuit, batches, metric, seed, progress, coders)
+    found: list[Annotation] = []
+    for name in tqdm(names, desc="annotating", disable=not progress):
+        found += ANNOTATORS[name][0](study)
+    return found
+
+
+def those_that_apply(only: Sequence[str] | None, coders: Sequence[Coder]) -> list[str]:
+    """The annotators named in `only`, or all for which there is what they need."""
+    names = [name for name in ANNOTATORS if coders or name != "features"] if only is None else list(only)
     for name in names:
         if name not in ANNOTATORS:
             raise unknown_name("annotator", name, ANNOTATORS)
     if not names:
         raise AcdcError(f"no annotator named; name some of {', '.join(ANNOTATORS)}")
-    check_graph(model, circuit.graph)
-    if sum(len(batch) for batch in batches) < 2:
-        raise AcdcError("nodes are annotated by what they do over prompts; give at least two, better 32")
-    study = Study(model, circuit, batches, metric, seed, progress)
-    found: list[Annotation] = []
-    for name in tqdm(names, desc="annotating", disable=not progress):
-        found += ANNOTATORS[name][0](study)
-    return found
+    if "features" in names and not coders:
+        raise AcdcError("features are those of a sparse autoencoder or transcoder of a node; give one")
+    return names
 
 
 def merge(old: Sequence[Annotation], new: Sequence[Annotation], names: Sequence[str]) -> list[Annotation]:

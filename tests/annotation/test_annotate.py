@@ -9,7 +9,7 @@ from conftest import make_batch, tiny
 from planted_heads import mover_batch, mover_model
 
 from acdc.activations import record
-from acdc.annotation.annotate import ANNOTATORS, annotate, merge
+from acdc.annotation.annotate import annotate, merge
 from acdc.annotation.effects import joint_effects, node_effects
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError
@@ -108,4 +108,3 @@ def test_unprintable_text_of_a_file_does_not_reach_the_terminal():
     notes = annotations_from_json(json.dumps({"format": "acdc-annotations", "version": 1, "annotations": {
         "a9.h9": [{"kind": "role", "text": "\x1b[31mred\n"}, {"kind": "\x1b[31m"}]}}))
     assert all(c.isprintable() or c == "\n" for c in describe_annotations(circuit, notes))
-    assert set(ANNOTATORS) == {"effects", "roles", "attention", "composition", "lens"}
