@@ -79,6 +79,8 @@ def logit_lens(
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     names = list(residual_places(model) if places is None else places)
+    if not names:
+        raise AcdcError("no place named to read; leave places out for all residual streams")
     sites = [_of_stream(model, name) for name in names]
     where = check_positions(positions, tokens.shape[1])
     vocab = model.hf.get_input_embeddings().weight.shape[0]
@@ -87,21 +89,23 @@ def logit_lens(
     if targets is None:
         targets = tokens.new_zeros(len(tokens), 0)
     last = f"resid{model.n_layers}"
-    found: dict[str, list[Tensor]] = {}
+    found: list[list[tuple[Tensor, ...]]] = [[] for _ in names]
     with torch.no_grad(), frozen(model):
         seen = read(model, tokens, list(dict.fromkeys([*names, last])))
         final = seen[last][:, where].flatten(0, 1)
         of_row = targets.repeat_interleave(len(where), dim=0)
-        for name, at in zip(names, sites, strict=True):
-            resid = seen[name][:, where].flatten(0, 1)
-            if translate is not None and at.kind == "resid" and at.part is None and at.layer < model.n_layers:
-                resid = translate(at.layer, resid)
-            parts = [_read_rows(model, at, *rows, k=k)
-                     for rows in zip(*(x.split(ROWS) for x in (resid, final, of_row)), strict=True)]
-            for field, values in zip(("top", "top_logit", "top_probability", "logit", "rank", "kl"),
-                                     zip(*parts, strict=True), strict=True):
-                found.setdefault(field, []).append(torch.cat(values).unflatten(0, (len(tokens), len(where))).cpu())
-    return Reading(tuple(names), tuple(where), **{field: torch.stack(values) for field, values in found.items()})
+        for first in range(0, len(final), ROWS):
+            rows = slice(first, first + ROWS)
+            own = _wide(model.logits(final[rows])).log_softmax(-1)
+            for i, (name, at) in enumerate(zip(names, sites, strict=True)):
+                resid = seen[name][:, where].flatten(0, 1)[rows]
+                if translate is not None and at.kind == "resid" and at.part is None and at.layer < model.n_layers:
+                    resid = translate(at.layer, resid)
+                logits = model.logits(resid) if at.kind == "resid" else _alone(model, resid, final[rows])
+                found[i].append(_read_rows(_wide(logits), own, of_row[rows], k))
+    shape = (len(tokens), len(where))
+    fields = [[torch.cat(parts).unflatten(0, shape) for parts in zip(*chunks, strict=True)] for chunks in found]
+    return Reading(tuple(names), tuple(where), *(torch.stack(values) for values in zip(*fields, strict=True)))
 
 
 def _of_stream(model: Transformer, name: str) -> Site:
@@ -121,18 +125,20 @@ def check_positions(positions: Sequence[int] | None, length: int) -> list[int]:
     return list(range(length)) if positions is None else [p % length for p in positions]
 
 
-def _read_rows(model: Transformer, at: Site, resid: Tensor, final: Tensor, targets: Tensor, *, k: int
-               ) -> tuple[Tensor, ...]:
-    """Top tokens, their logits and probabilities, logits and ranks of the targets, KL; a row a token."""
-    logits = model.logits(resid) if at.kind == "resid" else _alone(model, resid, final)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    own = model.logits(final).to(logits.dtype).log_softmax(-1)
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _read_rows(logits: Float[Tensor, "row vocab"], own: Float[Tensor, "row vocab"], targets: Int[Tensor, "row target"],
+               k: int) -> tuple[Tensor, ...]:
+    """What a `Reading` holds, field by field, a row a token; `own`: the model's own log probabilities."""
     lens = logits.log_softmax(-1)
     top = logits.topk(k, dim=-1)
     of_targets = logits.gather(-1, targets)
     rank = 1 + (logits[:, None, :] > of_targets[..., None]).sum(-1)
     kl = (own.exp() * (own - lens)).sum(-1)
-    return top.indices, top.values, lens.gather(-1, top.indices).exp(), of_targets, rank, kl
+    found = (top.indices, top.values, lens.gather(-1, top.indices).exp(), of_targets, rank, kl)
+    return tuple(values.cpu() for values in found)
 
 
 def _alone(model: Transformer, wrote: Tensor, final: Tensor) -> Tensor:

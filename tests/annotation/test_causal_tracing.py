@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import make_batch, tiny
 from planted_heads import OUT, PASSED, POSITION, SIZE, TOKEN, at, empty, plant
+from tiny_models import FAMILIES, tiny_hf
 from tiny_tokenizer import tiny_tokenizer
 from torch import nn
 
@@ -23,6 +24,7 @@ from acdc.annotation.causal_tracing import (
 from acdc.annotation.sites import changed, read
 from acdc.errors import AcdcError
 from acdc.tasks.ioi import NAMES
+from acdc.transformer import Transformer
 
 SUBJECT, ANSWER = 7, 11
 PROMPT = [3, 5, SUBJECT, 20, 21]
@@ -69,15 +71,19 @@ def test_a_model_without_the_fact_has_no_effect_to_trace():
     assert abs(found.total) < 0.02 and all(np.abs(found.indirect(kind)).max() < 0.02 for kind in KINDS)
 
 
-def test_every_place_is_what_huggingface_computes(family):
-    model, tokens = tiny(family), make_batch(1, length=6).clean[0]
+@pytest.mark.parametrize("name", [*FAMILIES, "bidirectional"])
+def test_every_place_is_what_huggingface_computes(name):
+    model = Transformer(tiny_hf("gpt2", torch.float64), None, name, causal=False) if name == "bidirectional" else (
+        tiny(name))
+    tokens = make_batch(1, length=6).clean[0]
     answer, noise, subject = 5, Noise(0.5, n_samples=3, seed=1), [1, 2]
     found = trace(model, tokens, answer, subject, noise, window=2)
 
     def p(put_back):
         rows = tokens.expand(3, -1)
         with torch.no_grad(), noised(model, subject, noise), changed(model, put_back):
-            return float(model.hf(input_ids=rows).logits[:, -1].softmax(-1)[:, answer].mean())
+            logits = model.hf(input_ids=rows, attention_mask=model.full_mask(rows)).logits[:, -1]
+            return float(logits.softmax(-1)[:, answer].mean())
 
     def restores(value, place):
         def change(x):
@@ -89,7 +95,8 @@ def test_every_place_is_what_huggingface_computes(family):
 
     assert found.corrupted == pytest.approx(p({}), abs=1e-8)
     with torch.no_grad():
-        assert found.clean == pytest.approx(float(model.hf(tokens[None]).logits[0, -1].softmax(-1)[answer]), abs=1e-8)
+        logits = model.hf(tokens[None], attention_mask=model.full_mask(tokens[None])).logits[0, -1]
+    assert found.clean == pytest.approx(float(logits.softmax(-1)[answer]), abs=1e-8)
     for layer in range(3):
         windowed = range(max(0, layer - 1), layer + 1)
         sites = {"hidden": [f"resid{layer + 1}"], "mlp": [f"m{i}" for i in windowed],

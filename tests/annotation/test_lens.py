@@ -107,6 +107,7 @@ def test_notes_name_the_tokens_that_a_node_promotes(family):
 def test_mistakes_are_named():
     model, batch = tiny("gpt_neox"), make_batch()
     for arguments, message in [
+        ({"places": []}, "no place"),
         ({"places": ["m1.neurons"]}, "not in the residual stream"), ({"places": ["resid9"]}, "3 layers"),
         ({"positions": [9]}, "of prompts of 9 tokens"), ({"positions": []}, "of prompts of 9 tokens"),
         ({"k": 98}, "97 tokens"),
