@@ -1,5 +1,6 @@
 """A plain forward pass from the middle of the model, over the last positions only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from acdc.transformer import Transformer
 
 def resume(
     model: Transformer, base: Activations, layer: int, resid: Float[Tensor, "rows pos d_model"], start: int, *,
-    at_mlp: bool = False,
+    at_mlp: bool = False, edit: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "rows vocab"]:
     """Logits at the last position from the residual stream at the input of a layer, or of its MLP (`at_mlp`).
 
     `resid` holds positions from `start`; earlier keys and values are those of `base`, whose batch the rows repeat:
     row i belongs to prompt i modulo batch. In a parallel block the MLP reads what attention reads, so `at_mlp` has no
-    meaning there.
+    meaning there. `edit`: gets the name of a layer's attention or MLP (`a5`, `m5`) and what it adds to the residual
+    stream, and returns what it shall add.
     """
     assert not (at_mlp and model.parallel)
     repeats = len(resid) // len(base.input)
@@ -28,9 +30,11 @@ def resume(
         mlp_reads = resid
         if not (at_mlp and i == layer):
             attended = _attention(model, block, base, i, resid, start, repeats)
+            attended = attended if edit is None else edit(f"a{i}", attended)
             mlp_reads = resid if model.parallel else resid + attended
             resid = resid + attended
-        resid = resid + block.mlp_output(mlp_reads)
+        added = block.mlp_output(mlp_reads)
+        resid = resid + (added if edit is None else edit(f"m{i}", added))
     return model.logits(resid[:, -1])
 
 

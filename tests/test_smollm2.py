@@ -7,7 +7,9 @@ from naive import NaiveModel
 
 from acdc.ablation import prepare_ablation
 from acdc.annotation.head_roles import sequence_roles
+from acdc.annotation.lens import attribute_answers
 from acdc.annotation.movers import movers_and_inhibitors
+from acdc.annotation.patching_sweep import sweep
 from acdc.discovery.eap_ig import eap_ig
 from acdc.evaluation.faithfulness import faithfulness_curve
 from acdc.evaluation.task_check import check_task
@@ -108,3 +110,15 @@ UNABLE = {"induction", "mcqa", "colored_objects"}
 def test_it_does_the_tasks_that_the_docs_say_it_does(model, name):
     check = check_task(model, load_task(name, model.tokenizer, n=12).batches(model.tokenizer))
     assert check.accuracy >= 0.75 and check.clean > check.corrupted + 1 and check.corrupted_accuracy < check.accuracy
+
+
+def test_lens_and_sweep_agree_on_the_name_movers(model):
+    batches = ioi(model.tokenizer).batches(model.tokenizer)
+    direct = attribute_answers(model, batches)
+    ranked = sorted(direct.nodes, key=lambda node: -direct.nodes[node].value)
+    assert ranked[0] == "a23.h3" and direct.nodes["a24.h4"].high < 0
+    assert sum(one.value for one in direct.nodes.values()) == pytest.approx(direct.total, abs=1e-3)
+    few = ioi(model.tokenizer, n=2).batches(model.tokenizer)
+    stream = sweep(model, few, place="residual", positions="roles")
+    at = {role: stream.share[:, i] for i, role in enumerate(stream.columns)}
+    assert at["S2"][10] > 0.95 and at["end"][10] < 0.05 and at["end"][25] > 0.8 and abs(at["S2"][25]) < 0.1

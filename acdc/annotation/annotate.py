@@ -15,6 +15,7 @@ from acdc.annotation.effects import Effect, joint_effects, node_effects
 from acdc.annotation.feature_notes import feature_notes
 from acdc.annotation.features import Coder, edge_features
 from acdc.annotation.head_roles import RoleScore, sequence_roles
+from acdc.annotation.lens_notes import lens_notes
 from acdc.annotation.movers import movers_and_inhibitors
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
@@ -140,6 +141,11 @@ def annotate_composition(study: Study) -> list[Annotation]:
     return found
 
 
+def annotate_lens(study: Study) -> list[Annotation]:
+    """What each node adds to the answer's logit by itself, and the tokens that it promotes."""
+    return lens_notes(study.model, study.batches, study.nodes, seed=study.seed)
+
+
 def annotate_features(study: Study) -> list[Annotation]:
     """Which features of the coders carry the edges out of their nodes."""
     found = edge_features(study.model, study.batches, study.metric, circuit=study.circuit, coders=study.coders)
@@ -151,6 +157,7 @@ ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "roles": (annotate_roles, "role"),
     "attention": (annotate_attention, "attention"),
     "composition": (annotate_composition, "composition"),
+    "lens": (annotate_lens, "lens"),
     "features": (annotate_features, "feature"),
 }
 """Everything that can be known of nodes: the function, and the kind of annotation that it makes."""

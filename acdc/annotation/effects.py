@@ -91,7 +91,7 @@ def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[
     clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
     reference = model.logits(clean.final[:, -1])
     base = metric.loss(reference, batch, reference)
-    start, size = batch.first_difference, len(batch)
+    start, size = batch.first_difference if model.causal else 0, len(batch)
     found = torch.zeros(len(nodes), size, dtype=base.dtype)
     per_pass = max(1, TOKENS_PER_PASS // (size * batch.clean.shape[1]))
     by_place: dict[tuple[int, bool], list[int]] = {}

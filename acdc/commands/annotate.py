@@ -10,7 +10,7 @@ from acdc.output_folder import write_file
 from .loading import load_again, read_circuit, read_text
 from .printing import say
 
-HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition"
+HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

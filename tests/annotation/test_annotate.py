@@ -92,11 +92,12 @@ def test_mistakes_are_named():
         node_effects(model, [batch], METRIC, ["a9.h9"])
 
 
-def test_a_circuit_without_heads_has_effects_alone():
+def test_a_circuit_without_heads_has_what_all_nodes_have():
     model, batch = tiny("llama"), make_batch(4)
     circuit = Circuit.from_edges(model.graph(), ["input->m0", "m0->logits"])
     found = annotate(model, circuit, [batch], METRIC)
-    assert {(a.node, a.kind) for a in found} == {("input", "evidence"), ("m0", "evidence")}
+    assert {(a.node, a.kind) for a in found} == {(node, kind) for node in ("input", "m0")
+                                                 for kind in ("evidence", "lens")}
     empty = Circuit.from_edges(model.graph(), [])
     assert annotate(model, empty, [batch]) == []
     assert "annotated nodes (all 0)" in describe_annotations(empty, [])
