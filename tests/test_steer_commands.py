@@ -16,8 +16,10 @@ from acdc.intervention.direction import difference_of_means, load_direction, tok
 from acdc.intervention.generation import generate
 from acdc.intervention.interventions import add
 from acdc.intervention.measuring import metric_change
-from acdc.intervention.monitor import monitor, watch_direction, watch_edge, watch_node
+from acdc.intervention.monitor import monitor, watch_direction, watch_edge, watch_feature, watch_node
 from acdc.models import load_model
+from acdc.sae.formats import load_coder, save_coder
+from acdc.sae.sparse_coder import SparseCoder
 from acdc.tasks import load_task
 
 PROMPT = "Then, Alice and Daniel went to the"
@@ -36,7 +38,9 @@ def folder(tmp_path_factory):
     tokenizer.save_pretrained(folder / "model")
     (folder / "good.txt").write_text("Then, Alice had\n\nThen, Daniel had a drink\n")
     (folder / "bad.txt").write_text("Then, Alice went\n")
-    save_file({"W_dec": torch.randn(5, 24)}, folder / "sae.safetensors")
+    weights = {"W_enc": torch.randn(24, 5), "W_dec": torch.randn(5, 24), "b_enc": torch.zeros(5),
+               "b_dec": torch.zeros(24)}
+    save_coder(SparseCoder("relu", "m1", "m1", weights), folder / "sae")
     graph = load_model(folder / "model").graph()
     circuit = Circuit.from_edges(graph, ["a0.h1->m1", "input->a1.h0<q>"])
     (folder / "circuit.json").write_text(circuit_to_json(circuit))
@@ -75,7 +79,7 @@ def test_other_directions_and_cuts(folder):
     model = load_model(folder / "model")
     graph, texts = model.graph(), set()
     for options, done in (
-        (["--feature", f"{folder / 'sae.safetensors'}:3", "--at", "m1", "--strength", "4"], "feature 3 added at m1"),
+        (["--feature", f"{folder / 'sae'}:3", "--strength", "4"], "feature 3 added at m1"),
         (["--token", " Alice", "--at", "resid2", "--clamp", "30", "--absolute"], "' Alice' clamped to 30 at resid2"),
         (["--ablate", "m1", "a0.h2"], "m1 ablated"),
         (["--ablate", "m1->logits", "m0->m1"], "2 edges cut (zero)"),
@@ -92,14 +96,16 @@ def test_other_directions_and_cuts(folder):
 def test_the_monitor_prints_what_the_library_reads(folder, capsys, tmp_path):
     model = load_model(folder / "model")
     save_file({"direction": torch.ones(24)}, tmp_path / "ones.safetensors", {"site": "resid1", "label": "ones"})
-    names = [str(tmp_path / "ones.safetensors"), "m1", "m0->logits"]
+    names = [str(tmp_path / "ones.safetensors"), "m1", "m0->logits", f"{folder / 'sae'}:3"]
     command = ["monitor", str(folder / "model"), "--prompt", PROMPT, "--watch", *names, "--tokens", "3"]
-    assert main([*command, "--threshold", "0", "1", "1e9"]) == 0
+    assert main([*command, "--threshold", "0", "1", "1e9", "1e9"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     direction = load_direction(tmp_path / "ones.safetensors")
     watches = [watch_direction(model, direction, 0.0), watch_node(model, "m1", 1.0), watch_edge(model, names[2], 1e9)]
+    coder = load_coder(folder / "sae")
+    watches.append(watch_feature(names[3], "m1", coder.encode, 3, 1e9))
     assert lines == [reading.as_record() for reading in monitor(model, token_batches(model, [PROMPT])[0], watches, 3)]
-    assert lines[0]["values"].keys() == {"ones", "m1", "m0->logits"}
+    assert lines[0]["values"].keys() == {"ones", *names[1:]}
     assert any(line["alarms"] for line in lines) and lines[-1]["prompt"] is False
     assert main([*command, "--threshold", "-9", "--stop-on-alarm", "--out", str(tmp_path / "lines.jsonl")]) == 0
     assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 1
@@ -113,7 +119,8 @@ MISTAKES = [
     (["steer", "--token", " Alice", "--at", "resid9", "--strength", "1"], "its last is resid3"),
     (["steer", "--from", "x", "--at", "m1", "--strength", "1"], "go together"),
     (["steer", "--from", "x", "--against", "y", "--at", "m1", "--strength", "1"], "no file 'x'"),
-    (["steer", "--feature", "x", "--at", "m1", "--strength", "1"], "FILE.safetensors:INDEX"),
+    (["steer", "--feature", "x", "--at", "m1", "--strength", "1"], "CODER:INDEX"),
+    (["steer", "--feature", "nothing:3", "--strength", "1"], "there is no nothing"),
     (["steer", "--direction", "x.safetensors", "--strength", "1"], "no file"),
     (["steer", "--ablate", "m1", "nothing"], "'nothing' is neither a node"),
     (["steer", "--ablate", "m1", "--ablation", "mean_over_positions"], "give --task"),

@@ -10,24 +10,29 @@ from acdc.output_folder import write_file
 from .loading import load_again, read_circuit, read_text
 from .printing import say
 
-HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens"
+HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, features"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser, out="write the annotations to this JSON file (default: annotations.json beside the circuit, "
               "where show and view find it)")
-    parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all)")
+    parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
+    parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
+                        "a node, whose features are to be scored; may be given again for others")
     parser.add_argument("--overwrite", action="store_true", help="forget what the file already holds; without it, "
                         "only what is made anew is replaced")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from acdc.annotation.annotate import ANNOTATORS, annotate, merge
+    from acdc.annotation.annotate import ANNOTATORS, annotate, merge, those_that_apply
     from acdc.export.annotations_file import annotations_from_json, annotations_to_json
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
+    from acdc.sae.formats import load_coder
 
-    only = choose_some("annotator", arguments.only, ANNOTATORS)
+    coders = [load_coder(path) for path in arguments.coder]
+    named = None if arguments.only is None else choose_some("annotator", arguments.only, ANNOTATORS)
+    only = those_that_apply(named, coders)
     circuit = read_circuit(arguments.circuit)
     out = arguments.out or _beside(arguments.circuit)
     keeps = out.exists() and not arguments.overwrite
@@ -35,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     model, task, batches = load_again(arguments, circuit, circuit.provenance)
     metric = choose("metric", arguments.metric, METRICS)
     say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
-    found = annotate(model, circuit, batches, metric, only=only, seed=arguments.seed, progress=sys.stderr.isatty())
+    found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
+                     progress=sys.stderr.isatty())
     write_file(out, annotations_to_json(merge(old, found, only)).encode())
     print(describe_annotations(circuit, found), end="")
     print(f"written to {out}")

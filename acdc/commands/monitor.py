@@ -10,15 +10,15 @@ from typing import Any
 from acdc.arguments import check_device
 from acdc.errors import AcdcError
 
-from .steer import add_generating, load_with_prompt
+from .steer import add_generating, coder_and_index, load_with_prompt
 
 HELP = "watch directions, probes, nodes or edges while a model generates: a JSON line a token, with alarms"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_generating(parser)
-    parser.add_argument("--watch", nargs="+", required=True, help="directions (safetensors files), nodes such as a3.h1 "
-                        "or edges such as 'a3.h1->m4'")
+    parser.add_argument("--watch", nargs="+", required=True, help="directions (safetensors files), features of sparse "
+                        "coders (CODER:INDEX), nodes such as a3.h1 or edges such as 'a3.h1->m4'")
     parser.add_argument("--threshold", nargs="+", type=float, help="a value above it is an alarm: one for all, or one "
                         "for each watch")
     parser.add_argument("--stop-on-alarm", action="store_true", help="generate no further after an alarm")
@@ -48,12 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _watch(model: Any, name: str, threshold: float | None) -> Any:
     from acdc.intervention.direction import load_direction
-    from acdc.intervention.monitor import watch_direction, watch_edge, watch_node
+    from acdc.intervention.monitor import watch_direction, watch_edge, watch_feature, watch_node
 
     if "->" in name:
         return watch_edge(model, name, threshold)
     if name in model.graph().src_index:
         return watch_node(model, name, threshold)
+    path, _, index = name.rpartition(":")
+    if not Path(name).exists() and index.isdigit() and Path(path).exists():
+        coder, feature = coder_and_index("--watch", name, None)
+        return watch_feature(name, coder.site, coder.encode, feature, threshold)
     if not Path(name).exists():
-        raise AcdcError(f"cannot watch {name!r}: it is no file, no node that writes, such as a3.h1 or m3, and no edge")
+        raise AcdcError(f"cannot watch {name!r}: it is no file, no feature of a coder, no node that writes, such as "
+                        "a3.h1 or m3, and no edge")
     return watch_direction(model, load_direction(Path(name)), threshold)

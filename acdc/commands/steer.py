@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="positive", type=Path, help="steer from --against's mean to this file's: a "
                         "prompt a line")
     parser.add_argument("--against", type=Path, help="the prompts that --from is compared with")
-    parser.add_argument("--feature", help="steer along a row of a decoder: FILE.safetensors:INDEX, W_dec in it")
+    parser.add_argument("--feature", help="steer along what a feature of a sparse coder writes: CODER:INDEX")
     parser.add_argument("--token", help="steer along the unembedding of this token, leading space included")
     parser.add_argument("--ablate", nargs="+", default=[], help="nodes, edges or one circuit to cut")
     parser.add_argument("--only", type=Path, help="cut everything but this circuit")
@@ -94,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise AcdcError("steering takes either --strength or --clamp")
     if (arguments.positive is None) != (arguments.against is None):
         raise AcdcError("--from and --against go together: a direction lies between two sets of prompts")
-    if arguments.at is None and given and given[0] != "direction":
+    if arguments.at is None and given and given[0] not in ("direction", "feature"):
         raise AcdcError("--at is needed: the site to steer at, such as resid12")
     if arguments.ablation not in ("zero", "mean_over_positions"):
         raise AcdcError(f"--ablation {arguments.ablation}: text of any length can be generated with zero or "
@@ -172,17 +172,23 @@ def prompts_of(path: Path) -> list[str]:
     return [line for line in read_text(path).splitlines() if line.strip()]
 
 
-def feature_of(name: str, at: str) -> Any:
-    """The direction of `FILE.safetensors:INDEX`."""
-    from acdc.intervention.direction import feature_direction, read_tensors
+def feature_of(name: str, at: str | None) -> Any:
+    """The direction of `CODER:INDEX`."""
+    from acdc.intervention.direction import feature_direction
+
+    coder, index = coder_and_index("--feature", name, at)
+    return feature_direction(coder.target, coder.decoder, index)
+
+
+def coder_and_index(option: str, name: str, at: str | None) -> tuple[Any, int]:
+    from acdc.sae.formats import load_coder
 
     path, _, index = name.rpartition(":")
     if not path or not index.isdigit():
-        raise AcdcError(f"--feature {name}: write the file and the number of the feature, FILE.safetensors:INDEX")
-    tensors, _ = read_tensors(Path(path))
-    if "W_dec" not in tensors or tensors["W_dec"].dim() != 2:
-        raise AcdcError(f"{path} holds {', '.join(tensors) or 'nothing'}; a decoder is a matrix called W_dec")
-    return feature_direction(at, tensors["W_dec"].float(), int(index))
+        raise AcdcError(f"{option} {name}: write the coder's folder and the number of the feature, CODER:INDEX")
+    coder = load_coder(Path(path), site=at)
+    coder.check_feature(int(index))
+    return coder, int(index)
 
 
 def _measured(arguments: argparse.Namespace, model: Any, batches: list[Any], metric: Any, interventions: list[Any],

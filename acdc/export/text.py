@@ -51,14 +51,14 @@ def describe_annotations(circuit: Circuit, annotations: Sequence[Annotation], *,
             of_role.setdefault(annotation.text, []).append(annotation)
     lines = []
     if of_role:
-        rows = [(_visible(role), ", ".join(_scored(one) for one in sorted(found, key=lambda one: -(one.value or 0))))
+        rows = [(visible(role), ", ".join(_scored(one) for one in sorted(found, key=lambda one: -(one.value or 0))))
                 for role, found in sorted(of_role.items())]
         lines += ["roles, with their scores", *aligned(rows, "<<"), ""]
     order = [row[0] for row in node_rows(circuit) if row[0] in of_node]
     order += [node for node in of_node if node not in order]
     lines.append(_heading("annotated nodes", min(n_nodes, len(order)), len(order)))
-    rows = [(node * (i == 0), _visible(annotation.kind), number("" if annotation.value is None else annotation.value),
-             _visible(_annotation_text(annotation)))
+    rows = [(node * (i == 0), visible(annotation.kind), number("" if annotation.value is None else annotation.value),
+             visible(_annotation_text(annotation)))
             for node in order[:n_nodes] for i, annotation in enumerate(of_node[node])]
     return "\n".join([*lines, *aligned(rows, "<<><")]) + "\n"
 
@@ -74,7 +74,7 @@ def _annotation_text(annotation: Annotation) -> str:
     return annotation.text + (f" ({', '.join(numbers)})" if numbers else "")
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """On one line, without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text)
 

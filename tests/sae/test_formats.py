@@ -1,0 +1,240 @@
+"""Formats: files written by hand as their projects write them compute what those projects compute."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from acdc.errors import AcdcError
+from acdc.sae.formats import hook_of, load_coder, save_coder, site_of
+from acdc.sae.sparse_coder import SparseCoder
+
+D, F, OUT, K = 6, 11, 4, 3
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape) + 7 * len(shape)))
+
+
+X = random(50, D)
+
+
+def coder(architecture: str, *, transcoder: bool = False, skip: bool = False) -> SparseCoder:
+    d_out = OUT if transcoder else D
+    weights = {"W_enc": random(D, F), "W_dec": random(F, d_out), "b_dec": random(d_out)}
+    if architecture == "gated":
+        weights |= {"b_gate": random(F), "b_mag": random(F) + 1, "r_mag": random(F) / 4}
+    else:
+        weights["b_enc"] = random(F)
+    if architecture == "jumprelu":
+        weights["threshold"] = random(F).abs()
+    if skip:
+        weights["W_skip"] = random(d_out, D)
+    return SparseCoder(
+        architecture,
+        "m3.in" if transcoder else "m3",
+        "m3",
+        weights,
+        K if architecture == "topk" else None,
+        not transcoder,
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("relu", {}),
+        ("gated", {}),
+        ("topk", {}),
+        ("jumprelu", {}),
+        ("relu", {"transcoder": True}),
+        ("relu", {"transcoder": True, "skip": True}),
+        ("topk", {"transcoder": True}),
+        ("jumprelu", {"transcoder": True}),
+    ],
+)
+def test_saelens_files_round_trip(tmp_path, architecture, options):
+    ours = coder(architecture, **options)
+    save_coder(ours, tmp_path / "sae", model_name="tiny")
+    again = load_coder(tmp_path / "sae")
+    assert (again.architecture, again.site, again.target, again.k, again.centred, again.kind) == (
+        ours.architecture,
+        ours.site,
+        ours.target,
+        ours.k,
+        ours.centred,
+        ours.kind,
+    )
+    assert torch.equal(again(X), ours(X))
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    assert config["metadata"]["hook_name"] == ("blocks.3.ln2.hook_normalized" if options else "blocks.3.hook_mlp_out")
+    assert config["apply_b_dec_to_input"] is not options.get("transcoder", False)
+
+
+@pytest.mark.parametrize("options", [{}, {"transcoder": True}])
+def test_sparsify_files_round_trip(tmp_path, options):
+    ours = coder("topk", **options)
+    save_coder(ours, tmp_path / "sae", format="sparsify")
+    assert torch.equal(load_coder(tmp_path / "sae")(X), ours(X))
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    assert (config["num_latents"], config["k"], config["d_in"]) == (F, K, D)
+
+
+def test_a_sparsify_file_with_its_default_configuration(tmp_path):
+    """num_latents 0 means expansion_factor * d_in; encoder.weight is (latents, d_in); b_dec is subtracted."""
+    weight, bias, decoder, b_dec = random(2 * D, D), random(2 * D), random(2 * D, D), random(D)
+    save_file(
+        {"encoder.weight": weight, "encoder.bias": bias, "W_dec": decoder, "b_dec": b_dec}, tmp_path / "sae.safetensors"
+    )
+    (tmp_path / "cfg.json").write_text(
+        json.dumps(
+            {
+                "activation": "topk",
+                "expansion_factor": 2,
+                "num_latents": 0,
+                "k": K,
+                "normalize_decoder": True,
+                "d_in": D,
+            }
+        )
+    )
+    values, places = torch.relu((X - b_dec) @ weight.T + bias).topk(K)
+    expected = b_dec + sum(values[:, [i]] * decoder[places[:, i]] for i in range(K))
+    torch.testing.assert_close(load_coder(tmp_path, site="resid2")(X), expected)
+    with pytest.raises(AcdcError, match="does not say which site"):
+        load_coder(tmp_path)
+
+
+def test_an_old_saelens_file(tmp_path):
+    """Before version 6: a flat configuration, hook_point, an activation function with k."""
+    ours = coder("topk")
+    save_file(dict(ours.weights), tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(
+        json.dumps(
+            {
+                "d_in": D,
+                "d_sae": F,
+                "activation_fn_str": "topk",
+                "activation_fn_kwargs": {"k": K},
+                "hook_point": "blocks.3.hook_mlp_out",
+                "normalize_activations": False,
+                "apply_b_dec_to_input": True,
+            }
+        )
+    )
+    assert torch.equal(load_coder(tmp_path)(X), ours(X))
+
+
+def test_saelens_topk_that_is_chosen_by_the_norm_of_decoder_rows(tmp_path):
+    ours = coder("topk")
+    save_coder(ours, tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "rescale_acts_by_decoder_norm": True}))
+    w = ours.weights
+    norm = w["W_dec"].norm(dim=1)
+    values, places = torch.relu(((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norm).topk(K)
+    expected = w["b_dec"] + sum(values[:, [i]] * (w["W_dec"] / norm[:, None])[places[:, i]] for i in range(K))
+    torch.testing.assert_close(load_coder(tmp_path)(X), expected)
+
+
+def test_circuit_tracer_files_hold_the_transpose(tmp_path):
+    w = coder("jumprelu", transcoder=True, skip=True).weights
+    save_file(
+        {
+            "W_enc": w["W_enc"].T.contiguous(),
+            "W_dec": w["W_dec"],
+            "b_enc": w["b_enc"],
+            "b_dec": w["b_dec"],
+            "activation_function.threshold": w["threshold"],
+            "W_skip": w["W_skip"],
+        },
+        tmp_path / "layer_5.safetensors",
+    )
+    before = X @ w["W_enc"] + w["b_enc"]
+    expected = (before * (before > w["threshold"]).float()).clamp(min=0) @ w["W_dec"] + w["b_dec"] + X @ w["W_skip"].T
+    for found in (load_coder(tmp_path, layer=5), load_coder(tmp_path / "layer_5.safetensors")):
+        torch.testing.assert_close(found(X), expected)
+        assert (found.site, found.target, found.kind) == ("m5.in", "m5", "skip transcoder")
+    save_file({"W_enc": random(F, D), "W_dec": random(F, 3, D), "b_enc": random(F)}, tmp_path / "layer_6.safetensors")
+    with pytest.raises(AcdcError, match="cross-layer transcoder"):
+        load_coder(tmp_path, layer=6)
+
+
+def test_gemma_scope_files(tmp_path):
+    w = coder("jumprelu").weights
+    np.savez(tmp_path / "params.npz", **{name: weight.numpy() for name, weight in w.items()})
+    before = X @ w["W_enc"] + w["b_enc"]
+    expected = torch.where(before > w["threshold"], before.clamp(min=0), 0) @ w["W_dec"] + w["b_dec"]
+    torch.testing.assert_close(load_coder(tmp_path / "params.npz", site="resid1")(X), expected)
+    skip = random(D, D)
+    save_file(
+        {
+            "w_enc": w["W_enc"],
+            "w_dec": w["W_dec"],
+            "b_enc": w["b_enc"],
+            "b_dec": w["b_dec"],
+            "threshold": w["threshold"],
+            "affine_skip_connection": skip,
+        },
+        tmp_path / "scope.safetensors",
+    )
+    found = load_coder(tmp_path / "scope.safetensors", site="m1.in", target="m1")
+    torch.testing.assert_close(found(X), expected + X @ skip)
+
+
+def test_pickles_are_refused(tmp_path):
+    path = tmp_path / "ae.pt"
+    torch.save({"W_enc": X}, path)
+    for where in (path, tmp_path):
+        with pytest.raises(AcdcError, match="is a pickle, which can run any code"):
+            load_coder(where)
+    np.savez(tmp_path / "params.npz", W_enc=np.array([{"an": "object"}]))
+    with pytest.raises(AcdcError, match="not an .npz of plain arrays"):
+        load_coder(tmp_path / "params.npz", site="m0")
+
+
+def test_files_that_hold_no_coder(tmp_path):
+    def message(path, **options):
+        with pytest.raises(AcdcError) as error:
+            load_coder(path, **options)
+        return str(error.value)
+
+    assert "there is no" in message(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "holds no sparse coder" in message(tmp_path / "empty")
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"not safetensors")
+    assert "cfg.json" in message(tmp_path)
+    (tmp_path / "cfg.json").write_text("[1]")
+    assert "must hold a JSON object" in message(tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
+    assert "damaged" in message(tmp_path)
+    save_file({"W_enc": random(D, F)}, tmp_path / "sae_weights.safetensors")
+    assert "needs W_dec" in message(tmp_path, site="m0")
+    save_file({**coder("relu").weights, "b_enc": torch.full((F,), torch.nan)}, tmp_path / "sae_weights.safetensors")
+    assert "not finite" in message(tmp_path, site="m0")
+    (tmp_path / "cfg.json").write_text(json.dumps({"normalize_activations": "layer_norm"}))
+    assert "layer_norm" in message(tmp_path, site="m0")
+    with pytest.raises(AcdcError, match="sparsify holds topk"):
+        save_coder(coder("relu"), tmp_path / "other", format="sparsify")
+    with pytest.raises(AcdcError, match="saelens"):
+        save_coder(coder("relu"), tmp_path / "other", format="pickle")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("site", "hook"),
+    [
+        ("resid4", "blocks.4.hook_resid_pre"),
+        ("resid4.mid", "blocks.4.hook_resid_mid"),
+        ("a2", "blocks.2.hook_attn_out"),
+        ("a2.z", "blocks.2.attn.hook_z"),
+        ("m11", "blocks.11.hook_mlp_out"),
+        ("m0.neurons", "blocks.0.mlp.hook_post"),
+    ],
+)
+def test_names_of_places(site, hook):
+    assert hook_of(site) == hook and site_of(hook) == site
+    assert site_of("blocks.7.hook_resid_post") == "resid8"
+    assert site_of("blocks.7.hook_q") is None and site_of("a1.h2") == "a1.h2" == hook_of("a1.h2")
