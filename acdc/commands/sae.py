@@ -63,15 +63,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     import torch
 
-    from acdc.sae.formats import save_coder
+    from acdc.sae.formats import check_format, save_coder
     from acdc.sae.training import Recipe, train_on_model
     from acdc.sae.worth import worth
 
-    if arguments.format not in FILES:
-        raise AcdcError(f"--format {arguments.format}: write saelens or sparsify")
+    autoencoder = arguments.target in (None, arguments.site)
+    check_format(arguments.format, arguments.architecture, autoencoder=autoencoder)
     recipe = Recipe(arguments.architecture, arguments.features, arguments.steps, arguments.k, arguments.penalty,
                     arguments.learning_rate, skip=arguments.skip, seed=arguments.seed)
-    recipe.check(autoencoder=arguments.target in (None, arguments.site))
+    recipe.check(autoencoder=autoencoder)
     files = (*FILES[arguments.format], "worth.json")
     state = arguments.checkpoint or arguments.out.with_name(f"{arguments.out.name}.checkpoint")
     with output_folder(arguments.out, files, arguments.overwrite) as folder:

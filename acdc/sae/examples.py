@@ -111,7 +111,7 @@ def logit_effects(
         rows = rows - rows.mean(1, keepdim=True)
     if norm.gain is not None:
         rows = rows * norm.gain
-    return (rows @ model.hf.get_output_embeddings().weight.T).float().cpu()
+    return (rows @ model.hf.get_output_embeddings().weight.T).detach().float().cpu()
 
 
 def _feature(

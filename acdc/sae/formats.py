@@ -23,6 +23,7 @@ from acdc.sae.sparse_coder import SparseCoder
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 MOST_BYTES = 64 * 2**30
+SAELENS = "6.0.0"  # the version whose configuration is written
 # TransformerLens' names of places, which SAELens uses
 HOOKS = {
     "resid{}": "blocks.{}.hook_resid_pre",
@@ -105,8 +106,7 @@ def load_coder(
 
 def save_coder(coder: SparseCoder, folder: str | Path, *, format: str = "saelens", model_name: str = "") -> None:
     """Writes a coder as SAELens or sparsify read it; sparsify knows topk only."""
-    if format not in ("saelens", "sparsify"):
-        raise unknown_name("format of a sparse coder", format, ["saelens", "sparsify"])
+    check_format(format, coder.architecture, autoencoder=coder.kind == "autoencoder")
     folder = Path(folder)
     config, tensors, name = _as_saelens(coder, model_name) if format == "saelens" else _as_sparsify(coder)
     try:
@@ -115,6 +115,18 @@ def save_coder(coder: SparseCoder, folder: str | Path, *, format: str = "saelens
         write_file(folder / "cfg.json", (json.dumps(config, indent=1, default=str) + "\n").encode())
     except OSError as error:
         raise AcdcError(f"cannot write to {folder}: {error.strerror}; give another folder") from error
+
+
+def check_format(format: str, architecture: str, *, autoencoder: bool) -> None:
+    """Refuses a format that has no place for such a coder."""
+    if format not in ("saelens", "sparsify"):
+        raise unknown_name("format of a sparse coder", format, ["saelens", "sparsify"])
+    if format == "saelens" and not autoencoder and architecture in ("gated", "topk"):
+        raise AcdcError(
+            f"SAELens has no {architecture} transcoders: take relu, jumprelu or batchtopk, or for topk the format sparsify"
+        )
+    if format == "sparsify" and architecture != "topk":
+        raise AcdcError(f"sparsify holds topk coders, this is {architecture}; take the format saelens")
 
 
 def _as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
@@ -130,6 +142,7 @@ def _as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], di
         "metadata": {
             "model_name": model_name,
             "hook_name": hook_of(coder.site),
+            "sae_lens_version": SAELENS,
             "acdc_site": coder.site,
             "acdc_target": coder.target,
             "acdc_record": dict(coder.record),
@@ -138,13 +151,8 @@ def _as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], di
     if coder.architecture == "topk":
         config |= {"k": coder.k, "rescale_acts_by_decoder_norm": False}
     if coder.kind != "autoencoder":
-        if architecture == "gated":
-            raise AcdcError("SAELens has no gated transcoders; write an autoencoder, or another architecture")
-        architecture = {"standard": "transcoder", "topk": "topk_transcoder"}.get(architecture, "jumprelu_transcoder")
-        if "W_skip" in coder.weights:
-            if coder.architecture != "relu":
-                raise AcdcError(f"SAELens' skip transcoders are of relu, this is {coder.architecture}")
-            architecture = "skip_transcoder"
+        skip = "skip_" * ("W_skip" in coder.weights)
+        architecture = f"{'jumprelu_' * (coder.architecture == 'jumprelu')}{skip}transcoder"
         config |= {"d_out": coder.d_out}
         config["metadata"]["hook_name_out"] = hook_of(coder.target)
     config["architecture"] = architecture
@@ -153,11 +161,6 @@ def _as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], di
 
 def _as_sparsify(coder: SparseCoder) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     autoencoder = coder.kind == "autoencoder"
-    if coder.architecture != "topk" or coder.centred != autoencoder:
-        raise AcdcError(
-            f"sparsify holds topk coders (whose input is centred in autoencoders), this is "
-            f"{coder.architecture}; write it as saelens"
-        )
     w = coder.weights
     tensors = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
     if "W_skip" in w:

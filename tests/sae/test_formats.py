@@ -51,7 +51,7 @@ def coder(architecture: str, *, transcoder: bool = False, skip: bool = False) ->
         ("jumprelu", {}),
         ("relu", {"transcoder": True}),
         ("relu", {"transcoder": True, "skip": True}),
-        ("topk", {"transcoder": True}),
+        ("jumprelu", {"transcoder": True, "skip": True}),
         ("jumprelu", {"transcoder": True}),
     ],
 )
@@ -218,6 +218,8 @@ def test_files_that_hold_no_coder(tmp_path):
     assert "layer_norm" in message(tmp_path, site="m0")
     with pytest.raises(AcdcError, match="sparsify holds topk"):
         save_coder(coder("relu"), tmp_path / "other", format="sparsify")
+    with pytest.raises(AcdcError, match="no topk transcoders"):
+        save_coder(coder("topk", transcoder=True), tmp_path / "other")
     with pytest.raises(AcdcError, match="saelens"):
         save_coder(coder("relu"), tmp_path / "other", format="pickle")
     assert not (tmp_path / "other").exists()

@@ -134,6 +134,8 @@ def test_train_report_and_features_on_the_command_line(folder, capsys):
         "30",
         "--k",
         "4",
+        "--format",
+        "sparsify",
         "--tokens-per-step",
         "64",
         "--out",
@@ -141,7 +143,7 @@ def test_train_report_and_features_on_the_command_line(folder, capsys):
         *common,
     ]
     assert main(train) == 0
-    assert sorted(p.name for p in (folder / "sae").iterdir()) == ["cfg.json", "sae_weights.safetensors", "worth.json"]
+    assert sorted(p.name for p in (folder / "sae").iterdir()) == ["cfg.json", "sae.safetensors", "worth.json"]
     assert not (folder / "sae.checkpoint").exists()
     assert "loss recovered" in capsys.readouterr().out
     assert main(["sae", "report", str(folder / "sae"), "-o", str(folder / "worth.json"), *common]) == 0
@@ -180,7 +182,7 @@ def _model(folder):
         (["train", "--site", "m9", "--out", "x"], "its last is m2"),
         (["train", "--site", "m1", "--out", "x", "--context", "60", "--windows", "500"], "500 asked for"),
         (["train", "--site", "m1", "--out", "x", "--architecture", "vanilla"], "relu, gated"),
-        (["train", "--site", "m1", "--out", "x", "--format", "pickle"], "write saelens or sparsify"),
+        (["train", "--site", "m1", "--out", "x", "--format", "pickle"], "format of a sparse coder"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, expected):
