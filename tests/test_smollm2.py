@@ -84,7 +84,7 @@ def test_some_heads_have_the_roles_that_the_docs_say(model):
     assert not found & {("a19.h3", "induction"), ("a20.h0", "name mover"), ("a17.h4", "S-inhibition")}
 
 
-UNABLE = {"induction", "mcqa", "colored_objects"}
+UNABLE = {"induction", "mcqa", "colored_objects", "digits"}
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in UNABLE])
