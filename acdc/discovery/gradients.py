@@ -173,6 +173,15 @@ def products_at_points(
         clean = record(model, batch.clean)
         gradients = backward(model, clean, lambda logits: metric.loss(logits, batch, logits.detach()), start)
         return products_with(model, clean, replaced, *gradients, start, parts)
+    clean, layers, logits_gradient = gradients_at_points(model, batch, metric, replaced, points, start)
+    return products_with(model, clean, replaced, layers, logits_gradient, start, parts) / len(points)
+
+
+def gradients_at_points(
+    model: Transformer, batch: Batch, metric: Metric, replaced: Activations, points: Sequence[float], start: int
+) -> tuple[Activations, list[LayerGradient], Float[Tensor, "batch d_model"]]:
+    """The clean run, and the gradients of each layer and at the final norm, at positions from `start`, summed over
+    `points`."""
     clean = None if 1.0 in points else record(model, batch.clean)
     assert 1.0 not in points[1:], points
     layers: list[LayerGradient] = []
@@ -200,7 +209,7 @@ def products_at_points(
                 layers[layer].mlp.add_(mlp)
                 layers[layer].steps.append((head.x_hat, head.along))
     assert clean is not None
-    return products_with(model, clean, replaced, layers, logits_gradient, start, parts) / len(points)
+    return clean, layers, logits_gradient
 
 
 def _tap_gradients(loss: Tensor, taps: Taps) -> Taps:
@@ -283,7 +292,7 @@ def products_with(
         cells = [_within(part, rows, batch, window) for part in parts]
         of_part = [_at(changes, cell) for cell in cells]
         for layer in range(first_layer, model.n_layers + 1):
-            gradient, channels = _channel_gradients(model, layers, layer, rows)
+            gradient, channels = channel_gradients(model, layers, layer, rows)
             reading = slice(first, min(end, int(graph.n_srcs_read[channels].max())))
             n_read = max(0, reading.stop - first)
             for part, cell in enumerate(cells):
@@ -307,7 +316,7 @@ def _at(values: Float[Tensor, "n batch pos d_model"], cell: Int[Tensor, " _"]) -
     return values.flatten(1, 2)[:, cell].flatten(1)
 
 
-def _channel_gradients(
+def channel_gradients(
     model: Transformer, layers: Sequence[LayerGradient], layer: int, rows: slice
 ) -> tuple[Float[Tensor, "channel batch pos d_model"], list[int]]:
     """dL/d(channel input) of the heads of `layer` and of the MLP before it, and which channels they are."""
