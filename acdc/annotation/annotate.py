@@ -14,6 +14,7 @@ from acdc.annotation.composition import LETTERS, composition
 from acdc.annotation.effects import Effect, joint_effects, node_effects
 from acdc.annotation.head_roles import RoleScore, sequence_roles
 from acdc.annotation.movers import movers_and_inhibitors
+from acdc.annotation.pictures import annotate_pictures
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import ALPHA
@@ -141,6 +142,8 @@ ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "roles": (annotate_roles, "role"),
     "attention": (annotate_attention, "attention"),
     "composition": (annotate_composition, "composition"),
+    "pictures": (lambda study: annotate_pictures(study.model, study.batches, study.nodes, seed=study.seed,
+                                                 progress=study.progress), "picture"),
 }
 """Everything that can be known of nodes: the function, and the kind of annotation that it makes."""
 

@@ -68,9 +68,13 @@ class PatchReader(nn.Module):
 
     def base_model(self, input_ids: Tokens, **options: Any) -> Any:
         """HuggingFace's encoder, as it runs it, with CLS as its last position. No option changes what it computes."""
+        return self.encode(self.images(input_ids))
+
+    def encode(self, images: Float[Tensor, "batch channel height width"]) -> Any:
+        """The same from any pixels, also such as the table does not hold."""
         handle = self.hf.vit.embeddings.register_forward_hook(lambda module, args, out: cls_last(out))
         try:
-            return self.hf.vit(self.images(input_ids))
+            return self.hf.vit(images)
         finally:
             handle.remove()
 

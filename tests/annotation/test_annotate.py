@@ -107,4 +107,4 @@ def test_unprintable_text_of_a_file_does_not_reach_the_terminal():
     notes = annotations_from_json(json.dumps({"format": "acdc-annotations", "version": 1, "annotations": {
         "a9.h9": [{"kind": "role", "text": "\x1b[31mred\n"}, {"kind": "\x1b[31m"}]}}))
     assert all(c.isprintable() or c == "\n" for c in describe_annotations(circuit, notes))
-    assert set(ANNOTATORS) == {"effects", "roles", "attention", "composition"}
+    assert set(ANNOTATORS) == {"effects", "roles", "attention", "composition", "pictures"}

@@ -140,7 +140,7 @@ def test_every_method_scores_its_edges(method):
 def test_nodes_are_annotated_and_sites_read():
     model, batch = tiny_image_model(), image_batch(6)
     circuit = eap(model, [batch]).top(40, by="magnitude")
-    found = annotate(model, circuit, [batch])
+    found = annotate(model, circuit, [batch], only=["effects", "roles", "attention", "composition"])
     assert {"evidence", "attention"} <= {annotation.kind for annotation in found}
     tokens = next(a.data["tokens"] for a in found if a.text.startswith("mean"))
     assert tokens[0] == "patch r1 c1" and tokens[-1] == "end"
