@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from acdc.ablation import prepare_ablation
-from acdc.architectures import HOW_TO_ADD, anatomy_of
+from acdc.architectures import HOW_TO_ADD, anatomy_of, reads_images, taking_tokens
 from acdc.architectures.anatomy import Norm
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.packaged import PACKAGED, packaged_model
+from acdc.patches import FILE, PatchTable
 from acdc.patching import run_circuit
+from acdc.shipped import SHIPPED, shipped_model
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -43,7 +45,8 @@ def load_model(
     """A model ready for circuit discovery.
 
     `source`: a packaged model ("smollm2"), a hub name, the path of a folder that `save_pretrained` wrote, or a
-    HuggingFace causal language model. `tokenizer`: what tasks need; default: the one that comes with a name or path.
+    HuggingFace model: a causal language model, or one that classifies images. `tokenizer`: what tasks need; default:
+    the one that comes with a name or path; a `PatchTable` for images.
     `dtype`: float32 (the default for names and paths), bfloat16 or float64; an object keeps its own, and is converted
     in place if another is given. `device`: where to put it; default: where it is.
     `causal=False`: every position sees every other. Code from the hub is never run (`trust_remote_code` is off).
@@ -54,15 +57,15 @@ def load_model(
     wanted = None if dtype is None else _dtype(dtype)
     if isinstance(source, (str, Path)):
         name = str(source)
-        hf, own_tokenizer = _from_name(name, wanted or torch.float32, with_tokenizer=tokenizer is None)
-        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+        hf, tokenizer = _from_name(name, wanted or torch.float32, tokenizer)
     elif isinstance(source, torch.nn.Module):
-        hf, name = source, getattr(getattr(source, "config", None), "name_or_path", "") or type(source).__name__
+        name = getattr(getattr(source, "config", None), "name_or_path", "") or type(source).__name__
+        hf = taking_tokens(source, tokenizer)
         anatomy_of(hf)  # refuses what is not a supported model before it is converted or moved
         hf = hf if wanted is None else hf.to(wanted)
     else:
         raise AcdcError(f"cannot load a model from {type(source).__name__}; give a name, a path or a HuggingFace model")
-    model = Transformer(hf if device is None else hf.to(device), tokenizer, name, causal)
+    model = Transformer(hf if device is None else hf.to(device), tokenizer, name, causal and anatomy_of(hf).causal)
     if model.dtype not in DTYPES.values():
         raise AcdcError(f"{name} is in {model.dtype}; use one of {', '.join(DTYPES)}")
     check_parity(model)
@@ -76,41 +79,63 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _from_name(name: str, dtype: torch.dtype, *, with_tokenizer: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import: not before it is needed
+def _folder(name: str) -> str | Path:
+    """Where transformers finds a model: a folder that is here, or that acdc brings or fetches, or a hub name."""
+    if Path(name).is_dir():
+        return name
+    if name in SHIPPED:
+        return shipped_model(name)
+    return packaged_model(name) if name in PACKAGED else name
 
-    local = Path(name).is_dir()
-    folder = packaged_model(name) if name in PACKAGED and not local else name
+
+def _tokenizer(folder: str | Path, *, of_images: bool) -> Any:
+    from transformers import AutoTokenizer  # slow to import: not before it is needed
+
+    if of_images:
+        return PatchTable.load(Path(folder))
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _from_name(name: str, dtype: torch.dtype, tokenizer: Any) -> tuple[Any, Any]:
+    import transformers  # slow to import: not before it is needed
+
+    local, folder = Path(name).is_dir(), _folder(name)
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        of_images = reads_images(config)
         # Weights of other shapes are looked for below: transformers does not name them in what it raises.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        auto = transformers.AutoModelForImageClassification if of_images else transformers.AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
         hf, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if with_tokenizer else None
+        tokenizer = _tokenizer(folder, of_images=of_images) if tokenizer is None else tokenizer
+    except AcdcError:
+        raise
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise at a damaged file
         where = "that folder holds no model that can be loaded" if local else (
             "it is neither a packaged model nor a folder here, and the hub did not give it"
         )
         raise AcdcError(
-            f"cannot load the model {name!r}: {where} ({_reason(error)}). Packaged models: {', '.join(PACKAGED)}; "
+            f"cannot load the model {name!r}: {where} ({_reason(error)}). Packaged models: "
+            f"{', '.join((*PACKAGED, *SHIPPED))}; "
             "`acdc models` lists them and the supported architectures"
         ) from error
-    anatomy_of(hf)
+    taken = taking_tokens(hf, tokenizer)
+    anatomy_of(taken)
     _check_complete(name, hf, info)
-    return hf.eval(), tokenizer
+    return taken.eval(), tokenizer
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a packaged model, hub name or folder, without its model."""
-    from transformers import AutoTokenizer  # slow to import: not before it is needed
-
     try:
-        folder = packaged_model(name) if name in PACKAGED and not Path(name).is_dir() else name
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        folder = _folder(name)
+        return _tokenizer(folder, of_images=(Path(folder) / FILE).is_file())
     except (OSError, ValueError, KeyError) as error:
         raise AcdcError(
-            f"cannot load a tokenizer for {name!r} ({_reason(error)}). Give a packaged model ({', '.join(PACKAGED)}), "
+            f"cannot load a tokenizer for {name!r} ({_reason(error)}). Give a packaged model "
+            f"({', '.join((*PACKAGED, *SHIPPED))}), "
             "a hub name or a folder"
         ) from error
 
@@ -169,7 +194,9 @@ def check_parity(model: Transformer) -> float:
                 f"{name} (model_type {hf.config.model_type!r}) is not built as its architecture's adapter expects: "
                 f"{error}. {HOW_TO_ADD}"
             ) from error
-    tolerance = TOLERANCE[model.dtype] * max(1.0, float(expected.abs().max()))
+    # Where CLS is elsewhere than in HF, so is the order of sums, also in a softmax that HF rounds to float32.
+    rounded = not model.anatomy.causal and model.blocks[0].attention.softmax_float32
+    tolerance = TOLERANCE[torch.float32 if rounded else model.dtype] * max(1.0, float(expected.abs().max()))
     if not difference <= tolerance:
         raise AcdcError(
             f"{name} (model_type {hf.config.model_type!r}) is not the architecture it says: with nothing cut, our "
@@ -199,6 +226,8 @@ def _norm_difference(norm: Norm, model: Transformer) -> float:
 
 def _probe_tokens(model: Transformer) -> torch.Tensor:
     """Two prompts of assorted tokens, longer than every short attention window."""
+    if model.anatomy.probe is not None:
+        return model.anatomy.probe()
     windows = [block.attention.window for block in model.blocks]
     length = max([12, *(window + 4 for window in windows if window is not None and window <= 64)])
     length = min(length, getattr(model.hf.config, "max_position_embeddings", length))

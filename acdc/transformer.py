@@ -22,9 +22,9 @@ from acdc.graph import KV, Graph, graph_of
 
 @dataclass(frozen=True, eq=False)
 class Transformer:
-    """A HuggingFace causal language model with its tokenizer, seen as a graph of heads and MLPs.
+    """A HuggingFace model with its tokenizer, seen as a graph of heads and MLPs.
 
-    `causal=False` runs it with every position seeing every other (compiled models of bidirectional programs).
+    `causal=False` runs it with every position seeing every other (compiled models of bidirectional programs, images).
     """
 
     hf: Any
@@ -58,11 +58,11 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device
+        return self.hf.get_output_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.hf.get_input_embeddings().weight.dtype
+        return self.hf.get_output_embeddings().weight.dtype
 
     def graph(self, kv: KV = "head", positions: tuple[str, ...] = ()) -> Graph:
         """What can be cut in this model; `positions`: names that `task.position_names` gives."""

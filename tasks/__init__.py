@@ -20,6 +20,7 @@ from . import (
     arithmetic,
     capitals,
     colored_objects,
+    digits,
     docstring,
     file,
     gendered_pronoun,
@@ -48,6 +49,7 @@ TASKS: dict[str, TaskBuilder] = {
     "colored_objects": colored_objects.colored_objects,
     "acronym": acronym.acronym,
     "hypernymy": hypernymy.hypernymy,
+    "digits": digits.digits,
 }
 
 

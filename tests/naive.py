@@ -18,6 +18,8 @@ PARTS = {
               "model.norm"),
     "gemma": ("model.layers", "input_layernorm", "self_attn", "pre_feedforward_layernorm", "o_proj",
               "post_attention_layernorm", "post_feedforward_layernorm", "model.norm"),
+    "vit": ("hf.vit.layers", "layernorm_before", "attention", "layernorm_after", "o_proj", None, None,
+            "hf.vit.layernorm"),
 }
 
 
@@ -32,6 +34,7 @@ class NaiveModel:
         self.layers, self.final_norm = list(hf.get_submodule(path)), hf.get_submodule(final)
         self.parallel = kind == "gpt_neox" and hf.config.use_parallel_residual
         self.n_heads = hf.config.num_attention_heads
+        self.read_at = 0 if kind == "vit" else -1  # HF's order of positions: CLS is the first
 
     def body_calls(self, tokens: Tensor) -> tuple[Tensor, list[dict]]:
         """What the first block reads, and the arguments that HF gives to each attention besides hidden states."""
@@ -137,7 +140,7 @@ class NaiveModel:
                 bias_sum = bias_sum if bias is None else bias_sum + bias
                 wrote_mlp = self.mlp(layer, read(f"m{i}"))
             wrote[f"m{i}"] = edit(f"m{i}", wrote_mlp)
-        logits = self.hf.get_output_embeddings()(self.final_norm(read("logits")))[:, -1]
+        logits = self.hf.get_output_embeddings()(self.final_norm(read("logits")))[:, self.read_at]
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return (logits if cap is None else torch.tanh(logits / cap) * cap), wrote
 

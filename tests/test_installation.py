@@ -12,6 +12,8 @@ from test_layers import MODULES, in_fresh_python
 from acdc.benchmarks.compiled.load import COMPILED
 from acdc.benchmarks.known_circuits.load import KNOWN_CIRCUITS
 from acdc.benchmarks.trained.load import TRAINED
+from acdc.patches import FILE
+from acdc.shipped import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +52,8 @@ def test_a_wheel_holds_the_models_and_circuits_that_are_known(wheel):
     models = [*(f"compiled/{name}" for name in COMPILED), *(f"trained/{name}" for name in TRAINED)]
     files = {f"acdc/benchmarks/{model}.{kind}" for model in models for kind in ("json", "safetensors")}
     files |= {f"acdc/benchmarks/known_circuits/{name}.json" for name in KNOWN_CIRCUITS}
+    files |= {f"acdc/shipped_models/{model}/{file}" for model in SHIPPED
+              for file in ("config.json", "model.safetensors", FILE)}
     assert files == {name for name in wheel if name.endswith((".json", ".safetensors"))}
 
 

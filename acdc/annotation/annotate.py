@@ -17,6 +17,7 @@ from acdc.annotation.features import Coder, edge_features
 from acdc.annotation.head_roles import RoleScore, sequence_roles
 from acdc.annotation.lens_notes import lens_notes
 from acdc.annotation.movers import movers_and_inhibitors
+from acdc.annotation.pictures import annotate_pictures
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import ALPHA
@@ -159,6 +160,8 @@ ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "composition": (annotate_composition, "composition"),
     "lens": (annotate_lens, "lens"),
     "features": (annotate_features, "feature"),
+    "pictures": (lambda study: annotate_pictures(study.model, study.batches, study.nodes, seed=study.seed,
+                                                 progress=study.progress), "picture"),
 }
 """Everything that can be known of nodes: the function, and the kind of annotation that it makes."""
 

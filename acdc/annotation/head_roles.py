@@ -260,9 +260,9 @@ def sequence_roles(model: Transformer, heads: Heads, *, n_sequences: int = 32, s
 
     Cost: two forward passes of 32 sequences of 49 tokens; no task is needed. Attention is not explanation: see
     `acdc.annotation.effects` for whether a head matters. A head may have several roles. Raises `AcdcError` where the
-    vocabulary or the context is too small.
+    vocabulary or the context is too small. None for a model of images: tokens in any order are none.
     """
-    if not heads:
+    if not heads or model.anatomy.probe is not None:
         return []
     on = run_sequences(model, heads, random_sequences(model, n_sequences, seed))
     scores = []

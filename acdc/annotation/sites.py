@@ -67,7 +67,9 @@ def site(model: Transformer, name: str) -> Site:
 
 def width(model: Transformer, name: str) -> int:
     """The number of dimensions at a site, found by one short forward pass. Errors as `site`."""
-    return read(model, torch.zeros(1, 1, dtype=torch.long, device=model.device), [name])[name].shape[-1]
+    probe = model.anatomy.probe
+    tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device) if probe is None else probe()
+    return read(model, tokens, [name])[name].shape[-1]
 
 
 def read(model: Transformer, tokens: Int[Tensor, "batch pos"], names: Sequence[str]) -> dict[str, Here]:

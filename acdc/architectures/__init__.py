@@ -12,6 +12,7 @@ from acdc.architectures.gemma import gemma
 from acdc.architectures.gpt2 import gpt2
 from acdc.architectures.gpt_neox import gpt_neox
 from acdc.architectures.llama import llama
+from acdc.architectures.vit import read_patches, vit
 from acdc.errors import AcdcError
 
 ARCHITECTURES: dict[str, Callable[[Any], Anatomy]] = {
@@ -23,7 +24,11 @@ ARCHITECTURES: dict[str, Callable[[Any], Anatomy]] = {
     "qwen3": llama,
     "gemma2": gemma,
     "gemma3_text": gemma,
+    "vit": vit,
 }
+
+READERS: dict[str, Callable[[Any, Any], Any]] = {"vit": read_patches}
+"""What makes a model that takes tokens of one that does not, given its tokenizer."""
 
 HOW_TO_ADD = (
     "To add one, write an adapter (one function that says where the model keeps its norms, projections and MLPs) in "
@@ -31,10 +36,25 @@ HOW_TO_ADD = (
 )
 
 
+def reads_images(config: Any) -> bool:
+    """Whether a model of this config takes images, which its tokenizer (a `PatchTable`) turns into tokens."""
+    return config.model_type in READERS
+
+
+def taking_tokens(hf: Any, tokenizer: Any) -> Any:
+    """The model itself, or inside one that takes tokens where it reads something else."""
+    reader = READERS.get(_model_type(hf) or "")
+    return hf if reader is None else reader(hf, tokenizer)
+
+
+def _model_type(hf: Any) -> str | None:
+    return getattr(getattr(hf, "config", None), "model_type", None)
+
+
 def anatomy_of(hf: Any) -> Anatomy:
     """The parts of a HuggingFace causal language model, or an error that names the architecture."""
     name = type(hf).__name__
-    model_type = getattr(getattr(hf, "config", None), "model_type", None)
+    model_type = _model_type(hf)
     if model_type not in ARCHITECTURES:
         raise AcdcError(
             f"the architecture of {name} (model_type {model_type!r}) is not supported. Supported: "

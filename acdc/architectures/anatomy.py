@@ -147,13 +147,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A whole model. `embed` maps tokens to what the first block reads; `logit_softcap` bounds the logits."""
+    """A whole model. `embed` maps tokens to what the first block reads; `logit_softcap` bounds the logits.
+
+    `causal`: whether HF's own forward hides later positions. `probe`: gives two prompts that it can read, where it
+    does not read just any tokens, as models of images.
+    """
 
     blocks: tuple[Block, ...]
     embed: Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_model"]]
     final_norm: Norm
     parallel: bool = False
     logit_softcap: float | None = None
+    causal: bool = True
+    probe: Callable[[], Int[Tensor, "2 pos"]] | None = None
 
     @property
     def norms(self) -> tuple[Norm, ...]:

@@ -43,6 +43,12 @@ def run(arguments: argparse.Namespace) -> None:
     found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
                      progress=sys.stderr.isatty())
     write_file(out, annotations_to_json(merge(old, found, only)).encode())
+    if any("made" in annotation.data for annotation in found if annotation.kind == "picture"):
+        from acdc.export.figure import save_figure
+        from acdc.export.pictures import pictures_figure
+
+        save_figure(pictures_figure(found), out.with_name("pictures.png"))
+        print(f"pictures of what excites the nodes: {out.with_name('pictures.png')}")
     print(describe_annotations(circuit, found), end="")
     print(f"written to {out}")
 

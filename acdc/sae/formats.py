@@ -123,7 +123,7 @@ def check_format(format: str, architecture: str, *, autoencoder: bool) -> None:
         raise unknown_name("format of a sparse coder", format, ["saelens", "sparsify"])
     if format == "saelens" and not autoencoder and architecture in ("gated", "topk"):
         raise AcdcError(
-            f"SAELens has no {architecture} transcoders: take relu, jumprelu or batchtopk, or for topk the format sparsify"
+            f"SAELens has no {architecture} transcoders: take relu, jumprelu or batchtopk, or for topk sparsify"
         )
     if format == "sparsify" and architecture != "topk":
         raise AcdcError(f"sparsify holds topk coders, this is {architecture}; take the format saelens")

@@ -55,8 +55,8 @@ def _random(architecture: str, kind: str, d_out: int) -> SparseCoder:
 
 def main(python: str) -> None:
     x = torch.randn(200, D_IN, generator=torch.Generator().manual_seed(1))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         save_file({"x": x}, folder / "x.safetensors")
         ours = coders()
         for name, coder in ours.items():

@@ -1,11 +1,11 @@
-"""What every built-in task promises, with tokenizers of several kinds."""
+"""What every built-in task of text promises, with tokenizers of several kinds."""
 
 import hashlib
 import json
 import re
 
 import pytest
-from task_tokenizers import KINDS, Remembered, WholeWords, bpe
+from task_tokenizers import KINDS, TASKS, Remembered, WholeWords, bpe
 from tiny_tokenizer import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -14,7 +14,7 @@ from acdc.errors import AcdcError
 from acdc.metrics import METRICS
 from acdc.packaged import cache_folder
 from acdc.task import position_names
-from acdc.tasks import TASKS, load_task
+from acdc.tasks import load_task
 from acdc.tasks.templates import SLOT
 
 TOKENIZERS = {kind: Remembered(bpe(kind)) for kind in KINDS} | {"whole": WholeWords()}
