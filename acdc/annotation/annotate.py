@@ -18,6 +18,7 @@ from acdc.annotation.head_roles import RoleScore, sequence_roles
 from acdc.annotation.lens_notes import lens_notes
 from acdc.annotation.movers import movers_and_inhibitors
 from acdc.annotation.pictures import annotate_pictures
+from acdc.annotation.probe_notes import probe_notes
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import ALPHA
@@ -147,6 +148,12 @@ def annotate_lens(study: Study) -> list[Annotation]:
     return lens_notes(study.model, study.batches, study.nodes, seed=study.seed)
 
 
+def annotate_probes(study: Study) -> list[Annotation]:
+    """What of the task's variables a linear probe reads off each node at the last position, and whether it matters."""
+    return probe_notes(study.model, study.batches, study.metric, study.nodes, seed=study.seed,
+                       progress=study.progress)
+
+
 def annotate_features(study: Study) -> list[Annotation]:
     """Which features of the coders carry the edges out of their nodes."""
     found = edge_features(study.model, study.batches, study.metric, circuit=study.circuit, coders=study.coders)
@@ -159,6 +166,7 @@ ANNOTATORS: dict[str, tuple[Callable[[Study], list[Annotation]], str]] = {
     "attention": (annotate_attention, "attention"),
     "composition": (annotate_composition, "composition"),
     "lens": (annotate_lens, "lens"),
+    "probes": (annotate_probes, "probe"),
     "features": (annotate_features, "feature"),
     "pictures": (lambda study: annotate_pictures(study.model, study.batches, study.nodes, seed=study.seed,
                                                  progress=study.progress), "picture"),

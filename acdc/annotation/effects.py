@@ -96,11 +96,11 @@ def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[
     per_pass = max(1, TOKENS_PER_PASS // (size * batch.clean.shape[1]))
     by_place: dict[tuple[int, bool], list[int]] = {}
     for i, node in enumerate(nodes):
-        by_place.setdefault(_read_first(model, node), []).append(i)
+        by_place.setdefault(read_first(model, node), []).append(i)
     for (layer, at_mlp), rows in by_place.items():
         for first in range(0, len(rows), per_pass):
             some = rows[first : first + per_pass]
-            resid = _residual(model, clean, layer, at_mlp)[:, start:]
+            resid = residual(model, clean, layer, at_mlp)[:, start:]
             changed = torch.cat([resid + _change(model, clean, corrupted, nodes[i])[:, start:] for i in some])
             logits = resume(model, clean, layer, changed, start, at_mlp=at_mlp).unflatten(0, (len(some), size))
             found[some] = torch.stack([metric.loss(one, batch, reference) - base for one in logits]).cpu()
@@ -109,7 +109,7 @@ def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[
     return found.double().numpy(), gap.cpu().double().numpy()
 
 
-def _read_first(model: Transformer, node: str) -> tuple[int, bool]:
+def read_first(model: Transformer, node: str) -> tuple[int, bool]:
     """The layer that reads a node first, and whether its MLP does."""
     index = model.graph().src_index
     if node not in index:
@@ -120,7 +120,7 @@ def _read_first(model: Transformer, node: str) -> tuple[int, bool]:
     return (at.layer, True) if at.kind == "head" and not model.parallel else (at.layer + 1, False)
 
 
-def _residual(model: Transformer, run: Activations, layer: int, at_mlp: bool) -> Tensor:
+def residual(model: Transformer, run: Activations, layer: int, at_mlp: bool) -> Tensor:
     if at_mlp:
         return run.mlp_in[layer]
     return run.attn_in[layer] if layer < model.n_layers else run.final

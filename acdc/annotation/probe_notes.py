@@ -1,0 +1,69 @@
+"""Which variables of the task can be read off a circuit's nodes, and whether the task loses by their erasure."""
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from acdc.annotation.erasure import erasure
+from acdc.annotation.probes import probe, usable
+from acdc.annotation.variables import Labels, gather, variable
+from acdc.circuit import Annotation
+from acdc.errors import AcdcError
+from acdc.metrics import Metric
+from acdc.task import Batch
+from acdc.transformer import Transformer
+
+NAMES = ("answer", "order", "corrupted")
+N_DRAWS = 19  # of control tasks and of random erasures
+
+
+def variables(batches: Sequence[Batch]) -> list[Labels]:
+    """Those of `NAMES` that the prompts have, with classes that are found often enough, at the last position."""
+    found = []
+    for name in NAMES:
+        try:
+            labels = variable(batches, name)
+            usable(labels)
+        except AcdcError:  # the task has no such variable, or too few prompts for it: nothing is said of it
+            continue
+        found.append(labels)
+    return found
+
+
+def probe_notes(model: Transformer, batches: Sequence[Batch], metric: Metric, nodes: Sequence[str], *, seed: int = 0,
+                progress: bool = False) -> list[Annotation]:
+    """For each node and variable the probe's accuracy with its control, and the effect of erasing the variable there.
+
+    Nodes that write the same in all prompts are left out. Cost: a pass a batch and variable, some 100 small fits for
+    each node and variable, and 20 passes of the last position through what lies above the node.
+    """
+    asked = variables(batches)
+    notes = []
+    for labels in asked:
+        activations = gather(model, batches, nodes, labels)
+        varying = [node for node in nodes if float(activations[node].std(0).max()) > 1e-9]
+        for node in tqdm(varying, desc=f"probing {labels.name}", unit="node", disable=not progress):
+            x = activations[node]
+            found = probe(x, labels, n_controls=N_DRAWS, seed=seed)
+            erased = erasure(model, batches, metric, node, labels, x=x, n_draws=N_DRAWS, seed=seed)
+            data = {"variable": labels.name, "position": "end", "low": found.low, "high": found.high,
+                    "control": found.control, "selectivity": found.selectivity, "p": found.p,
+                    "majority": found.majority, "classes": list(found.classes)[:20], "n_rows": found.n_rows,
+                    "erasure_effect": erased.effect, "erasure_at_random": erased.null, "erasure_p": erased.p,
+                    "n_tested": len(varying), "method": "linear probe, LEACE", "seed": seed}
+            text = (f"{labels.name} at the last position: accuracy {found.accuracy:.2f}, control {found.control:.2f}; "
+                    f"{erased}")
+            notes.append(Annotation(node, "probe", text, found.accuracy, data))
+    return notes
+
+
+def probed_sites(model: Transformer, names: Sequence[str]) -> list[str]:
+    """The sites meant by names in which `*` stands for every layer."""
+    found = []
+    for name in names:
+        if "*" not in name:
+            found.append(name)
+            continue
+        layers = range(model.n_layers + (name == "resid*"))
+        found += [name.replace("*", str(layer)) for layer in layers]
+    return found
