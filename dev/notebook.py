@@ -31,17 +31,20 @@ def run(notebook: dict[str, Any]) -> list[list[dict[str, Any]]]:
 def _run_cell(source: str, names: dict[str, Any], number: int) -> list[dict[str, Any]]:
     lines = ["" if line.startswith("%") else line for line in source.splitlines()]
     tree = ast.parse("\n".join(lines), f"cell {number}")
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if tree.body else None
     printed, value = StringIO(), None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     with redirect_stdout(printed):
         exec(compile(tree, f"cell {number}", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(True)})
     if value is not None:
-        outputs.append({"output_type": "execute_result", "execution_count": number, "metadata": {}, "data": _data(value)})
+        outputs.append({"output_type": "execute_result", "execution_count": number, "metadata": {},
+                        "data": _data(value)})
     return outputs
 
 

@@ -32,7 +32,7 @@ def circuit() -> Figure:
 
 def cut() -> Figure:
     """Two runs side by side: a kept edge carries what its src computes now, a cut one what it computed before."""
-    axes = _page(6.5, 2.9)
+    figure, axes = _page(6.5, 2.9)
     for x, name, prompt, colour in ((1.3, "corrupted run", "... Anna gave a drink to", ORANGE),
                                     (4.6, "clean run, with one edge cut", "... John gave a drink to", BLUE)):
         _box(axes, x, 0.6, prompt, colour, width=2.4)
@@ -46,12 +46,12 @@ def cut() -> Figure:
     _arrow(axes, (1.95, 1.68), (1.45, 2.17), ORANGE)
     _arrow(axes, (5.25, 1.68), (4.75, 2.17), BLUE, "kept")
     _arrow(axes, (0.95, 1.62), (4.25, 2.2), ORANGE, "cut: carries its replacement", bend=-0.12)
-    return axes.get_figure(root=True)
+    return figure
 
 
 def faithfulness() -> Figure:
     """Where the metric of a circuit lies between that of the empty circuit and of the model."""
-    axes = _page(6.5, 1.5)
+    figure, axes = _page(6.5, 1.5)
     left, right, empty, full, own = 0.6, 5.9, 0.45, 5.36, 4.87
     axes.plot([left, right], [0.7, 0.7], color=INK, lw=1)
     for value, f, name, colour in ((empty, "f = 0", "all edges cut", ORANGE), (full, "f = 1", "the model", BLUE),
@@ -62,7 +62,7 @@ def faithfulness() -> Figure:
         axes.text(x, 0.9, f"{name}\n{f}", ha=side, va="bottom", fontsize=9, **FONT)
         axes.text(x, 0.5, f"{value:.2f}", ha=side, va="top", fontsize=9, **FONT)
     axes.text((left + right) / 2, 0.12, "mean logit difference", ha="center", fontsize=9, **FONT)
-    return axes.get_figure(root=True)
+    return figure
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
@@ -71,12 +71,12 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def _page(width: float, height: float) -> Axes:
+def _page(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
-    return axes
+    return figure, axes
 
 
 def _box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 0.8) -> None:
