@@ -1,14 +1,21 @@
-"""The documents say what is so: their Python runs and prints what they say, their links lead somewhere.
+"""The documents say what is so: their Python runs and prints what they say, their commands exist, their links lead
+somewhere.
 
 A text block right under a Python block is what that block prints, up to line breaks and decimals. A Python block with
 the comment `<!-- not run: why -->` right above it is not run; only what it imports from acdc must exist. The other
 blocks of a document run in order, like the cells of a notebook, in an empty folder with `prompts.jsonl`, and find
 `model`, `tokenizer`, `task` and `batches`. Packaged models are replaced by a tiny one.
+
+Every command of `acdc` in a document is one that its parser takes. In the documents of `FOLLOWED`, which a new user
+follows from top to bottom, the commands are run too, in order with the Python blocks.
 """
 
 import ast
+import importlib.util
 import json
 import re
+import shlex
+from argparse import ArgumentParser
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -23,38 +30,55 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import acdc.models
 from acdc.ablation import ABLATIONS
 from acdc.architectures import ARCHITECTURES
+from acdc.arguments import build_parser
+from acdc.cli import main
+from acdc.commands import COMMANDS
 from acdc.discovery import METHODS
+from acdc.export.formats import FORMATS
 from acdc.metrics import METRICS
 from acdc.models import load_model
 from acdc.packaged import PACKAGED
 from acdc.tasks import TASKS, load_task
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {path.name: path for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md") if path.exists()}
+DOCUMENTS = {path.name: path for path in (*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md")))}
+FOLLOWED = ("quickstart.md", "adding_a_task.md", "adding_a_method.md", "adding_a_model.md", "adding_a_format.md")
 BLOCK = re.compile(r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?P<file>[^)#:]*)(?:#(?P<heading>[^)]+))?\)")  # those with a colon leave the repository
+SPAN = re.compile(r"`(acdc [a-z][^`]*)`")
+OPTION = re.compile(r"(?<![^\s])--[a-z][a-z-]*")
+MODULE = re.compile(r"python -m (acdc[\w.]*)")
 DECIMAL = re.compile(r"\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 
 
 @dataclass(frozen=True)
 class Block:
-    """`prints`: the text block right under a Python block."""
+    """Of Python or of commands (`sh`). `prints`: the text block right under it."""
 
     line: int
     text: str
     run: bool
     prints: str | None
+    language: str = "python"
 
 
-def python_blocks(document: str) -> list[Block]:
+def blocks_of(document: str) -> list[Block]:
     found = list(BLOCK.finditer(document))
     blocks = []
     for match, after in zip_longest(found, found[1:]):
-        if match["language"] == "python":
+        if match["language"] in ("python", "sh"):
             shown = after and after["language"] == "text" and not document[match.end() : after.start()].strip()
             line = document.count("\n", 0, match.start("text"))
-            blocks.append(Block(line, match["text"], not match["mark"], after["text"] if after and shown else None))
+            blocks.append(Block(line, match["text"], not match["mark"], after["text"] if after and shown else None,
+                                match["language"]))
     return blocks
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    """The arguments of each command of acdc in a block."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in shlex.join(shlex.split(line, comments=True)).split("'&&'")]
+    return [shlex.split(part)[1:] for part in parts if re.match(r"([\w./]+/)?acdc(\s|$)", part)]
 
 
 def without_decimals(text: str) -> str:
@@ -95,7 +119,7 @@ def names(document, packaged, tmp_path, monkeypatch):
     task = load_task("ioi", model.tokenizer, n=8)
     lines = [json.dumps(asdict(example)) for example in task.examples]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    tables = [(table, dict(table)) for table in (ARCHITECTURES, METHODS, METRICS, TASKS)]
+    tables = [(table, dict(table)) for table in (ARCHITECTURES, FORMATS, METHODS, METRICS, TASKS)]
     yield {"model": model, "tokenizer": model.tokenizer, "task": task, "batches": task.batches(model.tokenizer)}
     for table, before in tables:
         table.clear()
@@ -105,25 +129,49 @@ def names(document, packaged, tmp_path, monkeypatch):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_runs_and_prints_what_is_shown(document, names):
     path = DOCUMENTS[document]
-    for block in python_blocks(path.read_text(encoding="utf-8")):
-        if not block.run:
+    for block in blocks_of(path.read_text(encoding="utf-8")):
+        if block.language == "sh":
+            for arguments in commands_of(block) if document in FOLLOWED and block.run else ():
+                assert main(arguments) == 0, f"{path}:{block.line}: acdc {shlex.join(arguments)}"
+        elif not block.run:
             imports = [node for node in ast.parse(block.text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
             ours = [ast.unparse(node) for node in imports if "acdc" in ast.unparse(node)]
             exec("\n".join(ours), {})
-            continue
-        printed = StringIO()
-        with redirect_stdout(printed):
-            exec(compile("\n" * block.line + block.text, str(path), "exec"), names)
-        if block.prints is not None:
-            assert without_decimals(printed.getvalue()) == without_decimals(block.prints), f"{path}:{block.line}"
+        else:
+            printed = StringIO()
+            with redirect_stdout(printed):
+                exec(compile("\n" * block.line + block.text, str(path), "exec"), names)
+            if block.prints is not None:
+                assert without_decimals(printed.getvalue()) == without_decimals(block.prints), f"{path}:{block.line}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_blocks_are_written_so_that_they_are_found(document):
     text = DOCUMENTS[document].read_text(encoding="utf-8")
-    blocks = python_blocks(text)
-    assert len(blocks) == len(re.findall(r"```\s*py", text)), "a Python block is indented, or not called python"
+    blocks = blocks_of(text)
+    assert len(blocks) == len(re.findall(r"```\s*(?:py|sh|bash|console)", text)), (
+        "a block is indented, or of a language not called python or sh")
     assert sum(not block.run for block in blocks) == text.count("not run:"), "a mark is not right above its block"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_are_those_of_the_parser(document, capsys):
+    text = DOCUMENTS[document].read_text(encoding="utf-8")
+    for block in blocks_of(text):
+        for arguments in commands_of(block) if block.language == "sh" else ():
+            try:
+                build_parser(COMMANDS).parse_args(arguments)
+            except SystemExit as stop:
+                assert stop.code == 0, capsys.readouterr().err
+    for span in SPAN.findall(BLOCK.sub("", text)):  # in a sentence, arguments may be left out
+        command = span.split()[1]
+        assert command in COMMANDS or command == "COMMAND", span
+        if command in COMMANDS:
+            taken = ArgumentParser()
+            COMMANDS[command].add_options(taken)
+            known = {*taken.format_help().replace("[", " ").replace("]", " ").replace(",", " ").split(), "--help"}
+            assert set(OPTION.findall(span)) <= known, span
+    assert all(importlib.util.find_spec(name) for name in MODULE.findall(text))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -148,6 +196,9 @@ def test_every_name_is_documented(document, known):
 
 def test_blocks_are_read_as_they_are_meant():
     run, not_run = "```python\nprint(1)\n```\n\n```text\n1\n```\n", "<!-- not run: why -->\n```python\nx\n```\n"
-    expected = [Block(1, "print(1)\n", True, "1\n"), Block(9, "x\n", False, None)]
-    assert python_blocks(f"{run}{not_run}b\n```text\n```\n") == expected
+    commands = "```sh\npip x && .venv/bin/acdc a 'b c' \\\n  --d  # e\nacdc\n```\n"
+    expected = [Block(1, "print(1)\n", True, "1\n"), Block(9, "x\n", False, None),
+                Block(15, commands[6:-4], True, None, "sh")]
+    assert blocks_of(f"{run}{not_run}b\n```text\n```\n{commands}") == expected
+    assert commands_of(expected[2]) == [["a", "b c", "--d"], []]
     assert without_decimals("5.65\n(6.1e-09), 310") == "# (#), 310"

@@ -25,7 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="say how many prompts each can make with the tokenizer of this model, "
                         "without loading the model (default for one task: smollm2)")
     parser.add_argument("--model", help="measure how well this model does each, on its clean and corrupted prompts")
-    parser.add_argument("--prompts", type=int, default=32, help="with --model: how many pairs of prompts")
+    parser.add_argument("--prompts", type=int, help="with --model: how many pairs of prompts (default: 32, or all of "
+                        "a file)")
     parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn")
     parser.add_argument("--split", help="of one part of each task only, train or test")
     parser.add_argument("--split-by", help="what its two parts do not share: template or word")
@@ -42,8 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     choose("dtype", arguments.dtype, DTYPES)
     check_device(arguments.device)
     for option in ("prompts", "batch_size"):
-        if getattr(arguments, option) < 1:
-            raise AcdcError(f"--{option.replace('_', '-')} {getattr(arguments, option)}: it must be at least 1")
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise AcdcError(f"--{option.replace('_', '-')} {value}: it must be at least 1")
     if arguments.model and arguments.tokenizer:
         raise AcdcError("--tokenizer and --model: give one; a model comes with its tokenizer")
     if arguments.name and not arguments.model:
@@ -87,7 +89,7 @@ def _record(name: str, arguments: argparse.Namespace, tokenizer: Any, model: Any
     batches = task.batches(tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     found = {
         "task": name, "source": task.source, "possible": task.provenance.get("possible"),
-        "n_templates": len({example.template for example in task.examples}) if n is None
+        "n_templates": len({example.template for example in task.examples}) if name not in TASKS
         else len(task.provenance.get("templates", [])),
         "length": sorted({batch.clean.shape[1] for batch in batches}), "dropped": task.provenance.get("dropped", {}),
         "split": arguments.split, "made": task,
