@@ -13,7 +13,7 @@ there a site sees the prompt first, then one position at a time.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,15 +73,24 @@ def width(model: Transformer, name: str) -> int:
 
 
 def read(model: Transformer, tokens: Int[Tensor, "batch pos"], names: Sequence[str]) -> dict[str, Here]:
-    """What is at the sites `names`. Cost: one forward pass without the unembedding. Errors as `site`."""
+    """What is at the sites `names`. Cost: a forward pass up to the last of them. Errors as `site`."""
     seen: dict[str, Tensor] = {}
 
     def note(name: str) -> Change:
-        return lambda x: seen.update({name: x.clone()})
+        def change(x: Tensor) -> None:
+            seen[name] = x.clone()
+            if len(seen) == len(set(names)):
+                raise _AllSeen
 
-    with frozen(model), torch.no_grad(), changed(model, {name: note(name) for name in names}):
+        return change
+
+    with frozen(model), torch.no_grad(), suppress(_AllSeen), changed(model, {name: note(name) for name in names}):
         model.run_body(tokens)
     return seen
+
+
+class _AllSeen(Exception):  # noqa: N818 - it ends a forward pass of which the rest is not needed
+    pass
 
 
 @contextmanager

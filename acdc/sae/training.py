@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.annotation.sites import read, site
+from acdc.annotation.sites import read, site, width
 from acdc.discovery.checkpoint import Checkpoint
 from acdc.discovery.journal import hash_of
 from acdc.errors import AcdcError, unknown_name
@@ -41,6 +41,7 @@ BANDWIDTH = 0.05
 THRESHOLD_RATE = 0.01
 SAMPLE = 4096  # tokens that scales and the first bias are taken from
 SAVE_EVERY = 500
+KEPT_BYTES = 2 * 2**30
 FREE_DECODER = ("relu", "jumprelu")  # the other architectures keep decoder rows of norm 1
 
 
@@ -57,8 +58,9 @@ class Source(Protocol):
 class ModelActivations:
     """Activations of a model that reads windows of tokens, in random order, again and again; the same by seed.
 
-    The first position is left out: many models put a value of enormous norm there, whatever the token. Cost: a forward
-    pass for each token of an epoch.
+    The first position is left out: many models put a value of enormous norm there, whatever the token.
+    `windows_at_once`: how many windows tokens are mixed from; 0: as many as fit in 2 GiB, and where these are
+    all, the model runs over them only once. Cost: else a forward pass up to the site for each token of an epoch.
     """
 
     model: Transformer
@@ -67,14 +69,19 @@ class ModelActivations:
     target: str
     batch_size: int = 1024
     seed: int = 0
-    windows_at_once: int = 64
+    windows_at_once: int = 0
     _buffer: tuple[int, Pair] | None = None
+    _kept: tuple[Tensor, Pair] | None = None
 
     def __post_init__(self) -> None:
         for name in (self.site, self.target):
             site(self.model, name)
         if self.tokens.shape[1] < 2:
             raise AcdcError("windows of one token: the first position is left out; give a longer context")
+        if not self.windows_at_once:
+            wide = width(self.model, self.site) + (width(self.model, self.target) if self.site != self.target else 0)
+            a_window = (self.tokens.shape[1] - 1) * wide * self.model.dtype.itemsize
+            self.windows_at_once = max(1, KEPT_BYTES // (2 * a_window))  # as they are, and mixed
         self.windows_at_once = min(self.windows_at_once, len(self.tokens))
         self.per_buffer = self.windows_at_once * (self.tokens.shape[1] - 1) // self.batch_size
         if not self.per_buffer:
@@ -106,8 +113,10 @@ class ModelActivations:
     def _fill(self, number: int) -> Pair:
         epoch, place = divmod(number, len(self.tokens) // self.windows_at_once)
         order = torch.randperm(len(self.tokens), generator=generator(self.seed, "windows", epoch))
-        chosen = order[place * self.windows_at_once : (place + 1) * self.windows_at_once]
-        reads, rebuilt = activations(self.model, self.tokens[chosen], self.site, self.target)
+        chosen = order[place * self.windows_at_once : (place + 1) * self.windows_at_once].sort().values
+        if self._kept is None or not torch.equal(self._kept[0], chosen):
+            self._kept = (chosen, activations(self.model, self.tokens[chosen], self.site, self.target))
+        reads, rebuilt = self._kept[1]
         mixed = torch.randperm(len(reads), generator=generator(self.seed, "tokens", number))
         return reads[mixed], rebuilt[mixed]
 
