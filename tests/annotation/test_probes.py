@@ -218,9 +218,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert all(one["control"] <= 1 and "selectivity" in one for one in record)
     assert load_direction(tmp_path / "probes" / "m1.in.safetensors").site == "m1.in"
     for options, expected in ((["--variable", "answer", "--site", "m9"], "its last is m"),
-                              (["--variable", "mood"], "unknown variable"), (["--labels", "none.csv"], "cannot be read"),
+                              (["--variable", "mood"], "unknown variable"),
+                              (["--labels", "none.csv"], "cannot be read"),
                               (["--variable", "corrupted", "--labels", "none.csv"], "not both"),
                               (["--variable", "corrupted", "--site", "m1", "--out", "probes"], "already"),
-                              (["--variable", "answer", "--site", "m1"], "needs two classes")):
+                              (["--variable", "template", "--site", "m1"], "needs two classes")):
         assert main(["probe", *model, *options]) == 1
         assert expected in capsys.readouterr().err
