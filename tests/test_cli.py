@@ -340,8 +340,9 @@ def test_tasks_are_measured(given, tmp_path):
     task = load_task("ioi", TOKENIZER, n=4)
     assert status == 0 and "Wang et al. 2022" in out and repr(task.examples[0].clean) in out
     assert f"{task.provenance['possible']:.1e}" in out and "S2 " in out
-    status, out, _ = run("tasks", given.base / "task.json", "--model", given.base / "model", "--prompts", 5)
-    assert status == 0 and f"{check_task(given.model, given.batches).clean:.3f}" in out
+    for prompts in (["--prompts", 5], []):  # all that the file holds
+        status, out, _ = run("tasks", given.base / "task.json", "--model", given.base / "model", *prompts)
+        assert status == 0 and f"{check_task(given.model, given.batches).clean:.3f}" in out
 
 
 def test_mistakes_about_tasks(given, tmp_path):

@@ -7,7 +7,8 @@ blocks of a document run in order, like the cells of a notebook, in an empty fol
 `model`, `tokenizer`, `task` and `batches`. Packaged models are replaced by a tiny one.
 
 Every command of `acdc` in a document is one that its parser takes. In the documents of `FOLLOWED`, which a new user
-follows from top to bottom, the commands are run too, in order with the Python blocks.
+follows from top to bottom, the commands are run too, in order with the Python blocks; where they begin with circuits
+that are there, `GIVEN` says which.
 """
 
 import ast
@@ -42,7 +43,9 @@ from acdc.tasks import TASKS, load_task
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {path.name: path for path in (*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md")))}
-FOLLOWED = ("quickstart.md", "adding_a_task.md", "adding_a_method.md", "adding_a_model.md", "adding_a_format.md")
+FOLLOWED = ("quickstart.md", "adding_a_task.md", "adding_a_method.md", "adding_a_model.md", "adding_a_format.md",
+            "export.md", "annotation.md", "tasks.md")
+GIVEN = {"export.md": ("mine", "eap", "eap_ig"), "annotation.md": ("mine",)}
 BLOCK = re.compile(r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?P<file>[^)#:]*)(?:#(?P<heading>[^)]+))?\)")  # those with a colon leave the repository
 SPAN = re.compile(r"`(acdc [a-z][^`]*)`")
@@ -119,6 +122,9 @@ def names(document, packaged, tmp_path, monkeypatch):
     task = load_task("ioi", model.tokenizer, n=8)
     lines = [json.dumps(asdict(example)) for example in task.examples]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for i, circuit in enumerate(GIVEN.get(document, ())):
+        out = ["--out", f"circuits/{circuit}"]
+        assert main(["discover", "--prompts", "4", "--resamples", "0", "--calibrate", "0", "--seed", str(i), *out]) == 0
     tables = [(table, dict(table)) for table in (ARCHITECTURES, FORMATS, METHODS, METRICS, TASKS)]
     yield {"model": model, "tokenizer": model.tokenizer, "task": task, "batches": task.batches(model.tokenizer)}
     for table, before in tables:
@@ -172,6 +178,12 @@ def test_commands_are_those_of_the_parser(document, capsys):
             known = {*taken.format_help().replace("[", " ").replace("]", " ").replace(",", " ").split(), "--help"}
             assert set(OPTION.findall(span)) <= known, span
     assert all(importlib.util.find_spec(name) for name in MODULE.findall(text))
+
+
+def test_both_starts_install_the_same():
+    start, quickstart = (DOCUMENTS[name].read_text(encoding="utf-8") for name in ("README.md", "quickstart.md"))
+    install = re.search(r"^python3 -m venv .*-e \.$", quickstart, re.M)[0]
+    assert f"{install} && .venv/bin/acdc discover\n" in start
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

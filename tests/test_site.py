@@ -66,6 +66,11 @@ def test_every_document_is_a_page_and_in_the_navigation(site, pages):
     assert documents | others <= {"index.html", *pages["404.html"].links, *pages["index.html"].links}
 
 
+def test_no_page_is_in_the_navigation_twice():
+    named = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert "index.md" in named and len(set(named)) == len(named)
+
+
 def test_nothing_is_loaded_from_elsewhere(site, pages):
     assert not [(name, target) for name, page in pages.items() for target in page.loaded
                 if re.match(r"(\w+:)?//", target)]

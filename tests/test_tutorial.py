@@ -7,15 +7,15 @@ import re
 import xml.etree.ElementTree as ElementTree
 from io import BytesIO
 
-import notebook as notebooks
 import pictures
 import pytest
+import tutorial
 from matplotlib.image import imread
 from test_docs import LINK, ROOT, without_decimals
 
 from acdc.export.figure import figure_bytes
 
-NOTEBOOK = notebooks.read()
+NOTEBOOK = tutorial.read()
 
 
 def of_kind(kind):
@@ -36,7 +36,7 @@ def test_cells_are_python(cell):
 
 
 def test_outputs_are_those_that_are_stored():
-    for cell, outputs in zip(of_kind("code"), notebooks.run(NOTEBOOK), strict=True):
+    for cell, outputs in zip(of_kind("code"), tutorial.run(NOTEBOOK), strict=True):
         assert [output["output_type"] for output in outputs] == [output["output_type"] for output in cell["outputs"]]
         for new, stored in zip(outputs, cell["outputs"], strict=True):
             assert without_decimals(text_of(new)) == without_decimals(text_of(stored)), cell["id"]

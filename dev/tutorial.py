@@ -1,6 +1,6 @@
 """Runs the tutorial notebook without Jupyter, cell by cell in one process, and stores what it prints and draws.
 
-`python dev/notebook.py` does so with docs/tutorial.ipynb; a test runs it and compares. A line that begins with % is for
+`python dev/tutorial.py` does so with docs/tutorial.ipynb; a test runs it and compares. A line that begins with % is for
 Jupyter alone. Of a cell's last expression a figure becomes a picture, and any other value its text, as in Jupyter.
 """
 
