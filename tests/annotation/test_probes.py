@@ -200,8 +200,10 @@ def test_annotations_of_probes_name_the_control_and_the_erasure():
     assert found and all(note.kind == "probe" for note in found)
     nodes = {node.name for node in circuit.nodes if node.kind in ("input", "head", "mlp")}
     assert {note.node for note in found if note.data["variable"] == "corrupted"} == nodes
+    assert any("erasure_effect" in note.data for note in found)
     for note in found:
-        assert {"control", "selectivity", "p", "low", "high", "majority", "erasure_effect"} <= note.data.keys()
+        assert {"control", "selectivity", "p", "low", "high", "majority"} <= note.data.keys()
+        assert ("erasure_effect" in note.data) == (note.data["p"] <= 0.05)
         assert "control" in note.text and note.value is not None
         assert note.data["selectivity"] == pytest.approx(note.value - note.data["control"])
 
