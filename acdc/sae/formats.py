@@ -31,7 +31,6 @@ HOOKS = {
     "a{}": "blocks.{}.hook_attn_out",
     "a{}.z": "blocks.{}.attn.hook_z",
     "m{}": "blocks.{}.hook_mlp_out",
-    "m{}.in": "blocks.{}.ln2.hook_normalized",
     "m{}.neurons": "blocks.{}.mlp.hook_post",
 }
 OTHER_HOOKS = {"blocks.{}.hook_resid_post": "resid{+1}", "blocks.{}.hook_mlp_in": "resid{}.mid"}
@@ -82,6 +81,8 @@ def load_coder(
     for name, reader in READERS.items():
         if path.is_dir() and (path / name).is_file():
             return reader(path / name, site, target, dtype)
+    if path.is_dir() and (path / "params.npz").is_file():
+        path = path / "params.npz"
     if path.suffix == ".npz":
         return _gemma_scope(_npz(path, dtype), path, site, target)
     if path.suffix == ".safetensors":
@@ -195,10 +196,14 @@ def _saelens(path: Path, site: str | None, target: str | None, dtype: torch.dtyp
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     kind = "jumprelu" if "threshold" in tensors else kind
     normalise = config.get("normalize_activations", "none")
-    if normalise not in ("none", False, None, "expected_average_only_in"):
+    if normalise not in ("none", False, None):
         raise AcdcError(
-            f"{path}: activations are normalised for each token ({normalise}), which a linear decoder does "
-            "not undo; fold it, or give another coder"
+            f"{path}: activations are normalised before they are read ({normalise}), which these weights do not hold; "
+            "fold it in with SAELens, or give another coder"
+        )
+    if config.get("finetuning_scaling_factor"):
+        raise AcdcError(
+            f"{path}: its features are scaled once more after training (finetuning_scaling_factor); fold it in"
         )
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
@@ -210,6 +215,9 @@ def _saelens(path: Path, site: str | None, target: str | None, dtype: torch.dtyp
         }
     about = config.get("metadata") or config
     site = site or about.get("acdc_site") or _named(about.get("hook_name") or about.get("hook_point"), path)
+    head = about.get("hook_head_index", about.get("hook_point_head_index"))
+    if head is not None and re.fullmatch(r"a\d+\.z", site):
+        site = site.replace(".z", f".h{int(head)}.z")
     after = about.get("acdc_target") or about.get("hook_name_out")
     target = target or (_named(after, path) if transcoder and after else site)
     centred = bool(config.get("apply_b_dec_to_input", True)) and not transcoder
@@ -235,6 +243,19 @@ def _sparsify(path: Path, site: str | None, target: str | None, dtype: torch.dty
 def _circuit_tracer(path: Path, site: str | None, target: str | None, dtype: torch.dtype) -> SparseCoder:
     tensors = _tensors(path, dtype)
     tensors = {name.removeprefix("activation_function."): tensor for name, tensor in tensors.items()}
+    if "k" in tensors:
+        raise AcdcError(
+            f"{path} is a topk transcoder of circuit-tracer, whose own loader refuses it, too; give another"
+        )
+    config = path.parent / "config.yaml"
+    if (
+        config.is_file()
+        and site is None
+        and not re.search(r"feature_input_hook:\s*[\"']?mlp\.hook_in", config.read_text("utf-8"))
+    ):
+        raise AcdcError(f"{config} says what its coders read in names of its own; give the site, and the target")
+    if "threshold" in tensors:
+        tensors["threshold"] = tensors["threshold"].flatten()
     if tensors.get("W_dec", torch.zeros(0)).dim() == 3:
         raise AcdcError(
             f"{path}: a cross-layer transcoder writes to several layers, which no one site holds; give a "

@@ -169,11 +169,12 @@ class _State:
     silent: Tensor
     ema: Tensor
     scales: Tensor
+    centre: Tensor
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {"silent": self.silent, "ema": self.ema, "scales": self.scales}
+        named = {"silent": self.silent, "ema": self.ema, "scales": self.scales, "centre": self.centre}
         for kind in ("weights", "first", "second", "counts"):
             named |= {f"{kind}.{name}": tensor for name, tensor in getattr(self, kind).items()}
         return named
@@ -213,6 +214,7 @@ def train_coder(
     record = {"recipe": vars(recipe), "source": dict(source.header), "history": state.history}
     architecture = "jumprelu" if recipe.architecture == "batchtopk" else recipe.architecture
     weights = {name: weight.detach().clone() for name, weight in state.weights.items()}
+    _uncentre(weights, state.centre)
     if recipe.architecture == "batchtopk":
         weights["threshold"] = torch.full_like(weights["b_enc"], float(state.ema))
     coder = SparseCoder(
@@ -221,12 +223,26 @@ def train_coder(
     return coder if architecture == "topk" else coder.with_unit_decoder()
 
 
+def _uncentre(weights: dict[str, Tensor], centre: Float[Tensor, " d_in"]) -> None:
+    """Folds into the biases that `centre` was subtracted from what was read."""
+    product = centre @ weights["W_enc"]
+    for name in ("b_enc", "b_gate"):
+        if name in weights:
+            weights[name] -= product
+    if "b_mag" in weights:
+        weights["b_mag"] -= product * weights["r_mag"].exp()
+    if "W_skip" in weights:
+        weights["b_dec"] -= weights["W_skip"] @ centre
+
+
 def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
     x, y = source.batch(0)
     x, y = x[:SAMPLE].float(), y[:SAMPLE].float()
     scales = torch.stack([v.shape[1] ** 0.5 / v.norm(dim=1).mean().clamp(min=1e-12) for v in (x, y)])
     if autoencoder:
         scales[1] = scales[0]
+    # An autoencoder reads what b_dec leaves; a transcoder, what the mean of its input leaves, folded in at the end.
+    centre = torch.zeros_like(x[0]) if autoencoder else x.mean(0) * scales[0]
     random = torch.Generator().manual_seed(recipe.seed)
     n, d_in, d_out = recipe.n_features, x.shape[1], y.shape[1]
     decoder = torch.randn(n, d_out, generator=random)
@@ -250,12 +266,12 @@ def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
         weights["W_skip"] = torch.zeros(d_out, d_in, device=x.device)
     first, second = ({name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2))
     counts = {name: torch.zeros((), device=x.device) for name in weights}
-    return _State(weights, first, second, counts, zeros.clone(), torch.zeros((), dtype=torch.float64), scales)
+    return _State(weights, first, second, counts, zeros.clone(), torch.zeros((), dtype=torch.float64), scales, centre)
 
 
 def _step(source: Source, recipe: Recipe, state: _State, autoencoder: bool) -> float:
     x, y = source.batch(state.step)
-    x, y = x.float() * state.scales[0], y.float() * state.scales[1]
+    x, y = x.float() * state.scales[0] - state.centre, y.float() * state.scales[1]
     for weight in state.weights.values():
         weight.requires_grad_()
     with torch.enable_grad():

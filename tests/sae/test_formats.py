@@ -69,7 +69,7 @@ def test_saelens_files_round_trip(tmp_path, architecture, options):
     )
     assert torch.equal(again(X), ours(X))
     config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == ("blocks.3.ln2.hook_normalized" if options else "blocks.3.hook_mlp_out")
+    assert config["metadata"]["hook_name"] == ("m3.in" if options else "blocks.3.hook_mlp_out")
     assert config["apply_b_dec_to_input"] is not options.get("transcoder", False)
 
 

@@ -176,3 +176,17 @@ def test_text_too_short_and_coders_of_another_width():
         SparseCoder("jumprelu", "m0", "m0", weights)
     with pytest.raises(AcdcError, match=r"b_enc .* must be of shape \(3,\), not \(4,\)"):
         SparseCoder("relu", "m0", "m0", {**weights, "b_enc": torch.ones(4)})
+
+
+@pytest.mark.parametrize("architecture", ["gated", "topk"])
+def test_a_transcoder_of_activations_far_from_zero_finds_the_dictionary_too(architecture):
+    class Shifted(Dictionary):
+        def batch(self, step):
+            x, y = super().batch(step)
+            return x + 3, y
+
+    coder = train_coder(Shifted(True), recipe(architecture), site="m0.in", target="m0")
+    found = (Shifted(True).writes @ normalize(coder.decoder, dim=1).T).max(1).values
+    assert found.mean() >= 0.85
+    x, y = Shifted(True).batch(10**6)
+    assert 1 - (y - coder(x)).pow(2).sum() / (y - y.mean(0)).pow(2).sum() > 0.75
