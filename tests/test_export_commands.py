@@ -72,6 +72,10 @@ def test_diff_prints_and_writes(folder, capsys):
     data = json.loads((folder / "diff" / "diff.json").read_text())
     assert data["levels"]["edge"]["n_circuit"] == 12
     assert (folder / "diff" / "diff.pdf").read_bytes().startswith(b"%PDF")
+    assert "No interval for other prompts" in said and data["interval"] is None
+    assert run("diff", folder / "one", folder / "two", "--html", folder / "page.html") == 0
+    assert (folder / "page.html").read_bytes() == (folder / "diff" / "diff.html").read_bytes()
+    assert run("diff", folder / "one", folder / "two", "--html", folder / "none" / "page.html") == 1
     assert run("diff", folder / "one", folder / "two", "--out", folder / "diff") == 1
     assert "already holds" in capsys.readouterr().err
 
