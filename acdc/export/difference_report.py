@@ -87,7 +87,8 @@ def summary(found: Difference) -> dict[str, Any]:
     """The numbers, as JSON can hold them."""
     levels = {at.level: {**at.summary(), "by_chance": vars(chance)}
               for at, chance in zip(found.overlaps, found.chances, strict=True)}
-    return {"levels": levels, "interval": None if found.interval is None else vars(found.interval), "pearson": found.pearson, "spearman": found.spearman, "same_sign": found.same_sign}
+    interval = None if found.interval is None else vars(found.interval)
+    return {"levels": levels, "interval": interval, "pearson": found.pearson, "spearman": found.spearman, "same_sign": found.same_sign}
 
 
 def _asked(found: Difference, names: tuple[str, str]) -> str:

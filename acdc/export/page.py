@@ -142,10 +142,10 @@ def _record(circuit: Circuit) -> list[list[str]]:
 
 def edges_on_page(circuit: Circuit, max_edges: int) -> tuple[Int[np.ndarray, " shown"], int]:
     """The numbers of the edges on the page in its order, and how many of them are the strongest of all."""
-    scored = circuit.scores is not None
-    tried = np.isfinite(circuit.scores.values) if circuit.scores is not None else np.ones(circuit.graph.n_edges, dtype=bool)
+    values = np.ones(circuit.graph.n_edges) if circuit.scores is None else circuit.scores.values
+    tried = np.isfinite(values)
     order = np.argsort(np.where(tried, -edge_strengths(circuit), np.inf), kind="stable")
-    ranked = order[: min(max_edges, int(tried.sum()))] if scored else order[:0]
+    ranked = order[: min(max_edges, int(tried.sum()))] if circuit.scores is not None else order[:0]
     rest = order[len(ranked):]
     return np.concatenate([ranked, rest[circuit.kept[rest]][:max_edges]]), len(ranked)
 
