@@ -88,7 +88,8 @@ def summary(found: Difference) -> dict[str, Any]:
     levels = {at.level: {**at.summary(), "by_chance": vars(chance)}
               for at, chance in zip(found.overlaps, found.chances, strict=True)}
     interval = None if found.interval is None else vars(found.interval)
-    return {"levels": levels, "interval": interval, "pearson": found.pearson, "spearman": found.spearman, "same_sign": found.same_sign}
+    return {"levels": levels, "interval": interval, "pearson": found.pearson, "spearman": found.spearman,
+            "same_sign": found.same_sign}
 
 
 def _asked(found: Difference, names: tuple[str, str]) -> str:
