@@ -51,6 +51,25 @@ def test_roles_and_groups_come_from_files(folder):
     assert "late heads" in out.read_text()
 
 
+def test_classes_come_from_roles_in_short_form(folder, capsys):
+    roles = {"a0.h0": "early mover", "a0.h1": "early mover", "a1.h1": "late mover (seen, without effect on this task)"}
+    notes = [Annotation(node, "role", role) for node, role in roles.items()]
+    (folder / "one" / "annotations.json").write_text(annotations_to_json(notes))
+    groups = {"early mover": ["a0.h0", "a0.h1"], "late mover (seen)": ["a1.h1"]}
+    (folder / "groups.json").write_text(json.dumps(groups))
+    for kind in ("svg", "tikz"):
+        assert run("export", folder / "one", "--to", kind, "--classes", "--out", folder / "roles") == 0
+        assert run("export", folder / "one", "--to", kind, "--groups", folder / "groups.json", "--annotations",
+                   folder / "one" / "annotations.json", "--out", folder / "named") == 0
+        assert (folder / "roles").read_bytes() == (folder / "named").read_bytes()
+        assert run("export", folder / "one", "--to", kind, "--out", folder / "nodes") == 0
+        assert b"late mover (seen)" in (folder / "nodes").read_bytes()
+        assert b"without effect" not in (folder / "nodes").read_bytes()
+    assert run("export", folder / "two", "--to", "svg", "--classes", "--out", folder / "none.svg") == 1
+    assert "no node has a role" in capsys.readouterr().err and not (folder / "none.svg").exists()
+    assert run("export", folder / "one", "--to", "svg", "--classes", "--groups", folder / "groups.json") == 1
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--to", "pfd"], "Did you mean 'pdf'"), (["--to", "pdf", "--edges", "0"], "--edges 0"),
     (["--to", "svg", "--width", "wide"], "unknown width"), (["--to", "svg", "--groups", "none.json"], "no file"),
@@ -72,6 +91,10 @@ def test_diff_prints_and_writes(folder, capsys):
     data = json.loads((folder / "diff" / "diff.json").read_text())
     assert data["levels"]["edge"]["n_circuit"] == 12
     assert (folder / "diff" / "diff.pdf").read_bytes().startswith(b"%PDF")
+    assert "No interval for other prompts" in said and data["interval"] is None
+    assert run("diff", folder / "one", folder / "two", "--html", folder / "page.html") == 0
+    assert (folder / "page.html").read_bytes() == (folder / "diff" / "diff.html").read_bytes()
+    assert run("diff", folder / "one", folder / "two", "--html", folder / "none" / "page.html") == 1
     assert run("diff", folder / "one", folder / "two", "--out", folder / "diff") == 1
     assert "already holds" in capsys.readouterr().err
 

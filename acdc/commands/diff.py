@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 from acdc.errors import AcdcError
-from acdc.output_folder import output_folder
+from acdc.output_folder import output_folder, write_file
 
 from .loading import read_circuit
 
-HELP = "compare two saved circuits: shared edges, overlap against chance, score changes, a figure"
-FILES = ("diff.md", "diff.csv", "diff.json", "diff.svg", "diff.png", "diff.pdf")
+HELP = "compare two saved circuits: shared edges, overlap against chance, score changes, a figure, a page"
+FILES = ("diff.md", "diff.html", "diff.csv", "diff.json", "diff.svg", "diff.png", "diff.pdf")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", type=Path, help="the circuit to compare it with")
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="what to call them; default: their folders")
     parser.add_argument("--out", type=Path, help=f"a folder for {', '.join(FILES)}")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page for the browser alone")
     parser.add_argument("--edges", type=int, help="how many edges the figure shows at most")
     parser.add_argument("--width", default="page", help="of the figure: single (3.3 inches), double (6.9), page (6.5)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
@@ -26,11 +27,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.difference import difference
     from acdc.export.difference_drawing import difference_drawing
-    from acdc.export.difference_report import difference_report, difference_table, summary
+    from acdc.export.difference_page import difference_page
+    from acdc.export.difference_report import difference_report, difference_table, interval_text, summary
     from acdc.export.figure import figure_bytes, figure_of
 
     if arguments.edges is not None and arguments.edges < 1:
         raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
+    if arguments.html and (arguments.html.is_dir() or not arguments.html.parent.is_dir()):
+        what = "that is a folder" if arguments.html.is_dir() else f"{arguments.html.parent} is not a folder"
+        raise AcdcError(f"cannot write to {arguments.html}: {what}; give --html a file in a folder that exists")
     names = tuple(arguments.names) if arguments.names else _names(arguments.first, arguments.second)
     found = difference(read_circuit(arguments.first), read_circuit(arguments.second))
     print(f"{names[0]}: {found.first.n_edges:,} edges; {names[1]}: {found.second.n_edges:,}; "
@@ -41,9 +46,14 @@ def run(arguments: argparse.Namespace) -> None:
               f"(p {chance.p_text})")
     if found.pearson is not None:
         print(f"scores: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
+    print(interval_text(found, names))
+    if arguments.html:
+        write_file(arguments.html, difference_page(found, names).encode())
+        print(f"written to {arguments.html}")
     if arguments.out:
         with output_folder(arguments.out, FILES, arguments.overwrite) as folder:
             (folder.path / "diff.md").write_text(difference_report(found, names), encoding="utf-8")
+            (folder.path / "diff.html").write_text(difference_page(found, names), encoding="utf-8")
             (folder.path / "diff.csv").write_text(difference_table(found), encoding="utf-8")
             (folder.path / "diff.json").write_text(json.dumps(summary(found), indent=1, allow_nan=False),
                                                    encoding="utf-8")

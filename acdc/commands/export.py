@@ -1,6 +1,7 @@
 """`acdc export`: writes a saved circuit in another format, or draws it."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from acdc.errors import AcdcError
@@ -25,6 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", default="page", help="of a figure: single (3.3 inches), double (6.9) or page (6.5)")
     parser.add_argument("--title", help="of a figure; '' for none, as in columns of print by default")
     parser.add_argument("--groups", type=Path, help='draw classes of nodes, as in {"name mover": ["a9.h9", "a9.h6"]}')
+    parser.add_argument("--classes", action="store_true", help="draw classes of nodes: a class a role in the "
+                        "annotations; --groups names classes of your own")
     parser.add_argument("--annotations", type=Path, help="what is known of the nodes: figures tint and tag them by "
                         "their roles (default: annotations.json beside the circuit, if there is one)")
     parser.add_argument("--d-model", type=int, help="mib: the width of the model's residual stream (default: the "
@@ -45,7 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.edges is not None and arguments.edges < 1:
         raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
     annotations = read_annotations(arguments)
-    wanted = Wanted({**roles, **roles_of(annotations)}, annotations, _groups(arguments), arguments.width,
+    roles = {**roles, **roles_of(annotations)}
+    wanted = Wanted(roles, annotations, _groups(arguments, roles), arguments.width,
                     arguments.title, arguments.edges, arguments.all_edges, arguments.d_model)
     out = _target(arguments, chosen.suffix)
     write_file(out, FORMATS[arguments.to].write(circuit, wanted))
@@ -74,7 +78,14 @@ def _target(arguments: argparse.Namespace, suffix: str) -> Path:
     return target
 
 
-def _groups(arguments: argparse.Namespace) -> dict[str, list[str]] | None:
-    from acdc.export.classes import read_groups
+def _groups(arguments: argparse.Namespace, roles: Mapping[str, str]) -> dict[str, list[str]] | None:
+    from acdc.export.classes import groups_of_roles, read_groups
 
+    if arguments.classes and arguments.groups:
+        raise AcdcError("--classes takes classes from roles, --groups from a file; give one of them")
+    if arguments.classes:
+        groups = groups_of_roles(roles)
+        if not groups:
+            raise AcdcError("--classes: no node has a role; `acdc annotate` finds roles, or name classes with --groups")
+        return groups
     return read_groups(read_text(arguments.groups), str(arguments.groups)) if arguments.groups else None

@@ -96,12 +96,11 @@ def bootstrap(
     if len(templates) not in (0, n_prompts):
         raise AcdcError(f"{len(templates)} templates for {n_prompts} prompts; name one for each")
     kept = scores.top(size, by=by).kept
-    draws = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), n_resamples)
-    weights = (draws / n_prompts).astype(np.float32)
+    weights = drawn_prompts(n_prompts, n_resamples, seed)
     counts = np.zeros(scores.graph.n_edges, dtype=np.int64)
     for rows in _chunks(n_resamples, scores.graph.n_edges):
         for resampled in weights[rows] @ alone:
-            counts[_top(resampled, size, by)] += 1
+            counts[top_edges(resampled, size, by)] += 1
     same_sign, low, high = _spread(weights, alone, scores.values)
     return Uncertainty(
         scores.graph, counts / n_resamples, same_sign, low, high,
@@ -110,7 +109,13 @@ def bootstrap(
     )
 
 
-def _top(values: Float[np.ndarray, " edge"], size: int, by: Rank) -> Int[np.ndarray, " size"]:
+def drawn_prompts(n_prompts: int, n_resamples: int, seed: int) -> Float[np.ndarray, "draw prompt"]:
+    """The weight of each prompt in each draw: how often it is drawn, over how many are."""
+    draws = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), n_resamples)
+    return (draws / n_prompts).astype(np.float32)
+
+
+def top_edges(values: Float[np.ndarray, " edge"], size: int, by: Rank) -> Int[np.ndarray, " size"]:
     """As `EdgeScores.top` has it, ties included: in a circuit beyond the edges with a score, 0 ties with 0."""
     ranked = values if by == "signed" else np.abs(values)
     if not size:
@@ -151,7 +156,7 @@ def _split(alone: Float[np.ndarray, "prompt edge"], templates: Sequence[str], ke
     counts, size = Counter(templates), int(kept.sum())
 
     def overlap(rows: np.ndarray) -> float:
-        return float(kept[_top(alone[rows].mean(0), size, by)].mean())
+        return float(kept[top_edges(alone[rows].mean(0), size, by)].mean())
 
     rng = np.random.default_rng(seed)
     by_chance = {n: float(np.mean([overlap(rng.choice(len(alone), n, replace=False)) for _ in range(CHANCE_DRAWS)]))

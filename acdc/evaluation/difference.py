@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from acdc.circuit import Circuit
+from acdc.circuit import Circuit, EdgeScores, Rank
+from acdc.evaluation.bootstrap import LEVEL, drawn_prompts, top_edges
 from acdc.evaluation.comparison import LEVELS, Overlap, on_one_graph, overlap
 
 CHANCE_LEVEL = 0.95
@@ -30,12 +31,25 @@ class Chance:
         return f"= {self.p_value:.2g}" if self.p_value > 0 else "< 1e-300"
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Where the Jaccard index of the edges lies when the prompts of both circuits are drawn anew: the central `level`
+    of the draws. `paired`: both were found on the same prompts, and were given the same draws of them."""
+
+    low: float
+    high: float
+    level: float
+    n_resamples: int
+    paired: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Difference:
     """Two circuits on one graph; their overlap at each level, each beside what chance gives; how their scores agree.
 
     `pearson` and `spearman` are over the edges that both have scored, `same_sign` is a share of the shared edges whose
-    scores are not 0. They are None where a circuit has no scores, or both are not on the same graph.
+    scores are not 0. They are None where a circuit has no scores, or both are not on the same graph. `interval`: of the
+    overlap of the edges, from `resampled_overlap`; None where a circuit has no scores of single prompts.
     """
 
     first: Circuit
@@ -45,6 +59,7 @@ class Difference:
     pearson: float | None
     spearman: float | None
     same_sign: float | None
+    interval: Interval | None = None
 
     @property
     def shared(self) -> Bool[np.ndarray, " edge"]:
@@ -82,7 +97,51 @@ def difference(first: Circuit, second: Circuit) -> Difference:
         shared = first.kept & second.kept & both
         signs = np.sign(first.scores.values[shared]) * np.sign(second.scores.values[shared])
         same_sign = float((signs[signs != 0] > 0).mean()) if (signs != 0).any() else None
-    return Difference(first, second, overlaps, chances, pearson, spearman, same_sign)
+    return Difference(first, second, overlaps, chances, pearson, spearman, same_sign, resampled_overlap(first, second))
+
+
+def resampled_overlap(first: Circuit, second: Circuit, *, n_resamples: int = 1000, seed: int = 0) -> Interval | None:
+    """The bootstrap interval of the Jaccard index: prompts are drawn anew, and circuits of the same sizes taken.
+
+    For prompts like these, of circuits that are the highest of their scores. Where both name the same task, seed and
+    number of prompts, one draw serves both. Circuits of drawn prompts differ more than those of all prompts, so the
+    interval lies lower than the index itself. None where it cannot be had: a circuit without `per_prompt` scores of
+    two prompts or more (none that was read from a file has them), or whose edges are not the highest of its scores.
+    No model is run.
+    """
+    tops = [_as_top(circuit) for circuit in (first, second)]
+    if tops[0] is None or tops[1] is None or first.graph != second.graph:
+        return None
+    (a, size_a, by_a), (b, size_b, by_b) = tops
+    paired = len(a) == len(b) and _prompts_of(first) is not None and _prompts_of(first) == _prompts_of(second)
+    weights_a = drawn_prompts(len(a), n_resamples, seed)
+    weights_b = weights_a if paired else drawn_prompts(len(b), n_resamples, seed + 1)
+    found = np.empty(n_resamples)
+    for draw in range(n_resamples):
+        edges_a, edges_b = top_edges(weights_a[draw] @ a, size_a, by_a), top_edges(weights_b[draw] @ b, size_b, by_b)
+        n_both = len(np.intersect1d(edges_a, edges_b, assume_unique=True))
+        found[draw] = n_both / max(1, size_a + size_b - n_both)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high), LEVEL, n_resamples, paired)
+
+
+def _as_top(circuit: Circuit) -> tuple[Float[np.ndarray, "prompt edge"], int, Rank] | None:
+    """The scores of single prompts, and of which size and by which ranking the circuit is the top of their mean."""
+    scores: EdgeScores | None = circuit.scores
+    if scores is None or scores.per_prompt is None or len(scores.per_prompt) < 2 or not circuit.n_edges:
+        return None
+    rankings: tuple[Rank, ...] = ("magnitude", "signed")
+    for by in rankings:
+        if np.array_equal(scores.top(circuit.n_edges, by=by).kept, circuit.kept):
+            return scores.per_prompt, circuit.n_edges, by
+    return None
+
+
+def _prompts_of(circuit: Circuit) -> tuple[str, ...] | None:
+    """What says which prompts a circuit was found on, as far as its provenance does."""
+    known = {**(circuit.scores.provenance if circuit.scores else {}), **circuit.provenance}
+    return None if known.get("task") is None else tuple(
+        str(known.get(name)) for name in ("task", "task_sha256", "seed", "n_prompts", "split", "split_by"))
 
 
 def chance(found: Overlap) -> Chance:

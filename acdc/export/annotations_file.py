@@ -14,12 +14,18 @@ FIELDS = ("kind", "text", "value", "data")
 
 def annotations_to_json(annotations: Sequence[Annotation]) -> str:
     """`{"format": ..., "version": 1, "annotations": {node: [{"kind": ..., "text": ..., "value": ..., "data": ...}]}}`,
-    without what is empty."""
+    without what is empty; a line an annotation."""
     of_node: dict[str, list[dict[str, Any]]] = {}
     for annotation in annotations:
         check_record(annotation.as_record(), annotation.node)
         of_node.setdefault(annotation.node, []).append(annotation.as_record())
-    return json.dumps({"format": FORMAT, "version": VERSION, "annotations": of_node}, indent=1, allow_nan=False) + "\n"
+    nodes = ",\n".join(f"  {json.dumps(node)}: [\n{_lines(records)}\n  ]" for node, records in of_node.items())
+    inner = f"{{\n{nodes}\n }}" if nodes else "{}"
+    return f'{{\n "format": "{FORMAT}",\n "version": {VERSION},\n "annotations": {inner}\n}}\n'
+
+
+def _lines(records: Sequence[dict[str, Any]]) -> str:
+    return ",\n".join(f"   {json.dumps(record, allow_nan=False)}" for record in records)
 
 
 def annotations_from_json(text: str, source: str = "the text") -> list[Annotation]:

@@ -63,10 +63,20 @@ def roles_of(annotations: Sequence[Annotation]) -> dict[str, str]:
 
 def classes_of_roles(graph: Graph, roles: Mapping[str, str]) -> Classes:
     """A class a role, in the order of the layers where they begin."""
+    return classes_of_groups(graph, groups_of_roles(checked_roles(graph, roles)))
+
+
+def groups_of_roles(roles: Mapping[str, str]) -> dict[str, list[str]]:
+    """The nodes of each role in its short form, as `class_drawing` takes them; roles without a text are left out."""
     groups: dict[str, list[str]] = {}
-    for node, role in checked_roles(graph, roles).items():
-        groups.setdefault(readable(role), []).append(node)
-    return classes_of_groups(graph, {name: nodes for name, nodes in groups.items() if name})
+    for node, role in roles.items():
+        groups.setdefault(short_role(role), []).append(node)
+    return {name: nodes for name, nodes in groups.items() if name}
+
+
+def short_role(role: str) -> str:
+    """A role as figures have room for it: "mover (seen, without effect)" is "mover (seen)"."""
+    return re.sub(r"\(([^(),]*),[^()]*\)$", r"(\1)", readable(role))
 
 
 def classes_of_groups(graph: Graph, groups: Mapping[str, list[str]]) -> Classes:

@@ -1,6 +1,7 @@
 """How two circuits look on one page: edges of both, of the first alone and of the second alone in three colours."""
 
 import numpy as np
+from jaxtyping import Float
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.evaluation.difference import Difference
@@ -24,7 +25,7 @@ def difference_drawing(found: Difference, names: tuple[str, str], *, title: str 
     """
     page = page_of(width)
     graph = found.first.graph
-    both = Circuit(graph, found.first.kept | found.second.kept, EdgeScores(graph, _relative(found)))
+    both = Circuit(graph, found.first.kept | found.second.kept, EdgeScores(graph, relative_strengths(found)))
     shown = shown_edges(both, max_edges, page)
     first, second = (name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names)
     only_first, only_second = found.only_first, found.only_second
@@ -48,10 +49,12 @@ def difference_drawing(found: Difference, names: tuple[str, str], *, title: str 
     return drawn(both, shown, Look(line, entries, title, note + note_on_columns(graph, shown)), page)
 
 
-def _relative(found: Difference) -> np.ndarray:
+def relative_strengths(found: Difference) -> Float[np.ndarray, " edge"]:
     """|score| over the mean of what its circuit keeps; the larger of both circuits that keep the edge."""
-    strengths = np.zeros(found.first.graph.n_edges)
-    for circuit in (found.first, found.second):
-        own = np.where(circuit.kept, edge_strengths(circuit), 0)
-        strengths = np.maximum(strengths, own / (own.sum() / max(1, circuit.n_edges) or 1))
-    return strengths
+    return np.maximum(*map(relative_to_mean, (found.first, found.second)))
+
+
+def relative_to_mean(circuit: Circuit) -> Float[np.ndarray, " edge"]:
+    """|score| of what a circuit keeps over the mean of it; 0 for all else."""
+    own = np.where(circuit.kept, edge_strengths(circuit), 0)
+    return own / (own.sum() / max(1, circuit.n_edges) or 1)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,24 @@ def overlap_table(found: Difference, names: tuple[str, str]) -> str:
     columns = ["Level", *map(escaped, names), "Both", "Jaccard", "By chance (95% of draws)", "p"]
     note = ("By chance: circuits of these sizes drawn from all that there is. p is the probability that they share as "
             "much or more. Circuits that prefer the same strong nodes share more than that whatever else they do.")
-    return f"{table(columns, rows)}\n\n{note}"
+    return f"{table(columns, rows)}\n\n{note}\n\n{escaped(interval_text(found, names))}"
+
+
+def interval_text(found: Difference, names: tuple[str, str]) -> str:
+    """The interval of the overlap of edges for other prompts, or why there is none and what is known instead."""
+    interval = found.interval
+    if interval is not None:
+        how = "the same draws for both" if interval.paired else "drawn apart for each"
+        return (f"Edges, {interval.level:.0%} of {interval.n_resamples:,} draws of the prompts ({how}): Jaccard "
+                f"{interval.low:.3f} to {interval.high:.3f}. Circuits of drawn prompts differ more than those of all.")
+    shares = []
+    for circuit, name in zip((found.first, found.second), names, strict=True):
+        known = full_provenance(circuit).get("uncertainty")
+        share = known.get("overlap") if isinstance(known, Mapping) else None
+        if isinstance(share, float):
+            shares.append(f"{share:.1%} of the edges of {name}")
+    text = "No interval for other prompts: these circuits come without the scores of single prompts."
+    return f"{text} For scale, circuits of redrawn prompts have {' and '.join(shares)}." if shares else text
 
 
 def difference_table(found: Difference) -> str:
@@ -69,7 +87,9 @@ def summary(found: Difference) -> dict[str, Any]:
     """The numbers, as JSON can hold them."""
     levels = {at.level: {**at.summary(), "by_chance": vars(chance)}
               for at, chance in zip(found.overlaps, found.chances, strict=True)}
-    return {"levels": levels, "pearson": found.pearson, "spearman": found.spearman, "same_sign": found.same_sign}
+    interval = None if found.interval is None else vars(found.interval)
+    return {"levels": levels, "interval": interval, "pearson": found.pearson, "spearman": found.spearman,
+            "same_sign": found.same_sign}
 
 
 def _asked(found: Difference, names: tuple[str, str]) -> str:

@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from acdc.circuit import Annotation, Circuit
 from acdc.errors import AcdcError
@@ -71,18 +72,31 @@ def to_html(circuit: Circuit, annotations: Sequence[Annotation] = (), *, curves:
     if state is not None:
         check_state(state, circuit.graph, "the state")
     title = default_title(circuit) if title is None else title
-    data = {
-        "title": title,
-        "record": _record(circuit),
-        "graph": {"layers": circuit.graph.n_layers, "heads": circuit.graph.n_heads,
-                  "kvHeads": circuit.graph.n_kv_heads, "kv": circuit.graph.kv, "parallel": circuit.graph.parallel,
-                  "positions": list(circuit.graph.positions), "edges": circuit.graph.n_edges},
-        "edges": _edges(circuit, max_edges),
+    data = circuit_data(circuit, title, _record(circuit), max_edges)
+    return document({
+        **data,
         "faithfulness": _finite(circuit.provenance.get("faithfulness")),
         "curves": [_curve(curve) for curve in (curves_of(circuit.provenance) if curves is None else curves)],
         "annotations": _annotations(circuit, annotations),
         "state": None if state is None else dict(state),
+    })
+
+
+def circuit_data(circuit: Circuit, title: str, record: list[list[str]], max_edges: int) -> dict[str, Any]:
+    """What the page is told of a circuit: its graph and its strongest edges. `record`: rows of labels and texts."""
+    return {
+        "title": title,
+        "record": record,
+        "graph": {"layers": circuit.graph.n_layers, "heads": circuit.graph.n_heads,
+                  "kvHeads": circuit.graph.n_kv_heads, "kv": circuit.graph.kv, "parallel": circuit.graph.parallel,
+                  "positions": list(circuit.graph.positions), "edges": circuit.graph.n_edges},
+        "edges": _edges(circuit, max_edges),
+        "faithfulness": None, "curves": [], "annotations": {}, "diff": None, "state": None,
     }
+
+
+def document(data: Mapping[str, Any]) -> str:
+    """The page with its data in it."""
     bundle = resources.files("acdc.export") / "web" / "bundle"
     script, style, licence = ((bundle / name).read_text(encoding="utf-8")
                               for name in ("page.js", "page.css", "LICENSES.txt"))
@@ -90,7 +104,7 @@ def to_html(circuit: Circuit, annotations: Sequence[Annotation] = (), *, curves:
         "default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(style)}", "img-src blob: data:",
         "base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'",
     ])
-    return PAGE.format(policy=html.escape(policy), title=html.escape(visible(title)), licence=licence.strip(),
+    return PAGE.format(policy=html.escape(policy), title=html.escape(visible(data["title"])), licence=licence.strip(),
                        style=style, data=_embedded(data), script=script)
 
 
@@ -126,31 +140,36 @@ def _record(circuit: Circuit) -> list[list[str]]:
     return rows
 
 
+def edges_on_page(circuit: Circuit, max_edges: int) -> tuple[Int[np.ndarray, " shown"], int]:
+    """The numbers of the edges on the page in its order, and how many of them are the strongest of all."""
+    values = np.ones(circuit.graph.n_edges) if circuit.scores is None else circuit.scores.values
+    tried = np.isfinite(values)
+    order = np.argsort(np.where(tried, -edge_strengths(circuit), np.inf), kind="stable")
+    ranked = order[: min(max_edges, int(tried.sum()))] if circuit.scores is not None else order[:0]
+    rest = order[len(ranked):]
+    return np.concatenate([ranked, rest[circuit.kept[rest]][:max_edges]]), len(ranked)
+
+
 def _edges(circuit: Circuit, max_edges: int) -> dict[str, Any]:
     """The edges on the page, strongest first, as arrays in base64. The first `ranked` of them are the first of all."""
     graph, strengths = circuit.graph, edge_strengths(circuit)
-    scored = circuit.scores is not None
     values = circuit.scores.values.astype(np.float64) if circuit.scores is not None else np.ones(graph.n_edges)
     tried = np.isfinite(values)
     n_tried = int(tried.sum())
-    order = np.argsort(np.where(tried, -strengths, np.inf), kind="stable")
-    ranked = order[: min(max_edges, n_tried)] if scored else order[:0]
-    rest = order[len(ranked):]
-    more = rest[circuit.kept[rest]][:max_edges]
-    edges = np.concatenate([ranked, more])
+    edges, n_ranked = edges_on_page(circuit, max_edges)
     index = {node: i for i, node in enumerate(_nodes(circuit))}
     src = np.array([index[node.name] for node in graph.srcs])[graph.edge_src[edges]]
     dst = np.array([index[channel.node.name] for channel in graph.channels])[graph.edge_channel[edges]]
     letter = np.array([LETTERS.index(channel.letter) for channel in graph.channels])[graph.edge_channel[edges]]
     n_signed = int((values[tried] > 0).sum())
     return {
-        "count": len(edges), "ranked": len(ranked), "tried": n_tried, "scored": scored,
+        "count": len(edges), "ranked": n_ranked, "tried": n_tried, "scored": circuit.scores is not None,
         "positive": n_signed, "kept": circuit.n_edges,
         "total": float(strengths[tried].sum()), "totalKept": float(strengths[circuit.kept].sum()),
-        "src": _base64(src, "<u4"), "dst": _base64(dst, "<u4"), "letter": _base64(letter, "u1"),
-        "position": _base64(graph.edge_position[edges], "<u2"),
-        "score": _base64(np.where(np.isfinite(values[edges]), values[edges], np.nan), "<f8"),
-        "isKept": _base64(circuit.kept[edges], "u1"),
+        "src": in_base64(src, "<u4"), "dst": in_base64(dst, "<u4"), "letter": in_base64(letter, "u1"),
+        "position": in_base64(graph.edge_position[edges], "<u2"),
+        "score": in_base64(np.where(np.isfinite(values[edges]), values[edges], np.nan), "<f8"),
+        "isKept": in_base64(circuit.kept[edges], "u1"),
     }
 
 
@@ -166,7 +185,8 @@ def _nodes(circuit: Circuit) -> list[str]:
     return ["input", *layers, "logits"]
 
 
-def _base64(values: np.ndarray, dtype: str) -> str:
+def in_base64(values: np.ndarray, dtype: str) -> str:
+    """As the page decodes it."""
     return base64.b64encode(np.ascontiguousarray(values.astype(dtype)).tobytes()).decode()
 
 

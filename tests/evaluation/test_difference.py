@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
 from acdc.evaluation.comparison import Overlap
-from acdc.evaluation.difference import chance, difference, places
+from acdc.evaluation.difference import chance, difference, places, resampled_overlap
 from acdc.graph import Graph
 
 
@@ -76,3 +76,34 @@ def test_places_are_ranks_from_one():
     values = np.abs(circuit.scores.values)[np.argsort(at)]
     assert (np.diff(values) <= 0).all()
     assert not places(Circuit(circuit.graph, circuit.kept)).any()
+
+
+def with_prompts(which: int, n: int, **record) -> Circuit:
+    graph = Graph(2, 2, 2)
+    alone = np.random.default_rng(which).normal(size=(5, graph.n_edges)).astype(np.float32)
+    known = {"task": "t", "seed": 0, **record}
+    return EdgeScores(graph, alone.mean(0), known, alone).top(n, by="magnitude")
+
+
+def test_the_interval_is_that_of_drawing_the_prompts_by_hand():
+    a, b = with_prompts(0, 15), with_prompts(1, 20)
+    found = difference(a, b).interval
+    assert found is not None and found.paired and found == resampled_overlap(a, b)
+    draws = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), 1000)
+    indices = []
+    for draw in draws:
+        tops = [set(np.argsort(-np.abs((draw / 5) @ circuit.scores.per_prompt), kind="stable")[: circuit.n_edges])
+                for circuit in (a, b) if circuit.scores is not None]
+        indices.append(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(indices, [0.025, 0.975])), abs=1e-9)
+    other = difference(a, with_prompts(1, 20, seed=1)).interval
+    assert other is not None and not other.paired
+    same = difference(a, a).interval
+    assert same is not None and (same.low, same.high) == (1, 1)
+
+
+def test_there_is_no_interval_without_scores_of_single_prompts():
+    a, b = with_prompts(0, 15), scored(1, 20)
+    assert difference(a, b).interval is None and difference(b, a).interval is None
+    chosen = Circuit.from_edges(a.graph, list(a.edge_names[5:]))  # not the highest of any scores
+    assert difference(a, Circuit(a.graph, chosen.kept, a.scores)).interval is None

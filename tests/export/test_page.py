@@ -109,6 +109,9 @@ def test_annotations_round_trip():
              Annotation("a1.h0", "role\u2028", "</script>")]
     text = annotations_to_json(notes)
     assert sorted(annotations_from_json(text), key=str) == sorted(notes, key=str)
+    assert json.loads(text)["annotations"].keys() == {"a1.h0", "m1"}
+    assert sum(line.startswith('   {"kind"') for line in text.splitlines()) == len(notes)  # a line an annotation
+    assert annotations_from_json(annotations_to_json([])) == []
     shown = data_of(to_html(example(), notes))["annotations"]
     assert shown["m1"] == [{"kind": "lens", "data": {"promotes": [["x", 1.0]]}}]
 

@@ -19,9 +19,13 @@ import pytest
 
 from acdc.circuit import Annotation, Circuit, EdgeScores
 from acdc.discovery.eap import eap
+from acdc.evaluation.difference import Difference, difference, places
 from acdc.evaluation.faithfulness import faithfulness_curve
+from acdc.export.difference_drawing import relative_to_mean
+from acdc.export.difference_page import difference_page
 from acdc.export.page import to_html
 from acdc.export.page_state import read_state
+from acdc.export.palette import BOTH, ONLY_FIRST, ONLY_SECOND
 from acdc.export.paths import strongest_paths
 from acdc.graph import Graph
 from acdc.models import load_model
@@ -581,6 +585,78 @@ def test_only_paths_and_only_pinned(open_page, url, circuit):
         page.get_by_role("button", name="Pin", exact=True).click()
     page.get_by_label("only between pinned nodes").check()
     assert set(summary(page)["edges"]) == {e for e in circuit.edge_names if e.startswith("m0->a23.h3")}
+
+
+@pytest.fixture(scope="module")
+def compared() -> Difference:
+    """Two rankings of one graph, in other units, of which the second has hostile text for a name."""
+    graph = Graph(6, 4, 4)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=graph.n_edges) ** 3
+    first = EdgeScores(graph, values, {"method": "eap"}).top(60, by="magnitude")
+    others = EdgeScores(graph, 40 * (values + 2.5 * rng.normal(size=graph.n_edges)), {"method": "eap_ig"})
+    return difference(first, others.top(80, by="magnitude"))
+
+
+def test_a_difference_shows_whose_each_edge_is(open_page, folder, compared):
+    url = write(folder / "difference.html", difference_page(compared, ("A", HOSTILE)))
+    page = open_page(url)
+    names = compared.first.graph.edge_names
+    sets = [{names[i] for i in np.nonzero(edges)[0]}
+            for edges in (compared.shared, compared.only_first, compared.only_second)]
+    assert all(sets)
+
+    def drawn() -> list[set[str]]:
+        shown = summary(page)
+        return [{name for name, arc in zip(shown["edges"], shown["arcs"], strict=True) if arc["side"] == side}
+                for side in range(3)]
+
+    assert drawn() == sets
+    labels = page.locator(".checks").first.locator("label")
+    labels.nth(0).click()
+    assert drawn() == [set(), *sets[1:]]
+    assert f"{len(sets[0])} of circuits that are switched off" in page.locator("#hidden-note").inner_text()
+    labels.nth(2).click()
+    assert drawn() == [set(), sets[1], set()]
+    again = open_page(page.evaluate("new Promise(done => setTimeout(() => done(location.href), 400))"))
+    assert set(summary(again)["edges"]) == sets[1]
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    assert drawn() == sets
+    size = {name: max(relative_to_mean(circuit)[names.index(name)] for circuit in (compared.first, compared.second))
+            for name in set.union(*sets)}
+    assert set(set_size(page, 30)["edges"]) == set(sorted(size, key=lambda name: -size[name])[:30])
+    assert page.evaluate("typeof hacked") == "undefined"
+
+
+def test_a_difference_has_its_overlaps_and_both_scores_as_tables(open_page, folder, compared):
+    page = open_page(write(folder / "difference.html", difference_page(compared, ("A", "B"))))
+    overlap = [row.split("\t") for row in page.locator('[data-table="overlap"]').inner_text().splitlines()]
+    at = compared.overlaps[0]
+    assert [row[1] for row in overlap[1:5]] == [str(at.n_circuit), str(at.n_truth), str(at.n_both), f"{at.jaccard:.3f}"]
+    assert "No interval for other prompts" in page.locator(".panel").inner_text()
+    table, choice = page.locator('[data-table="edges"]'), page.get_by_label("Edges in the table")
+    names, at_places = compared.first.graph.edge_names, (places(compared.first), places(compared.second))
+    for option, edges in enumerate((compared.shared, compared.only_first, compared.only_second)):
+        choice.select_option(str(option))
+        assert set(table.locator("tr[data-edge]").evaluate_all("rows => rows.map(row => row.dataset.edge)")) == {
+            names[i] for i in np.nonzero(edges)[0]}
+    choice.select_option("3")
+    either = np.nonzero(compared.first.kept | compared.second.kept)[0]
+    most = either[np.argmax(np.abs(np.log(at_places[0][either] / at_places[1][either])))]
+    first = table.locator("tr[data-edge]").first
+    cells = first.locator("td").all_inner_texts()
+    assert [cells[0], cells[2], cells[4]] == [names[most], f"{at_places[0][most]:,}", f"{at_places[1][most]:,}"]
+    for circuit, text in zip((compared.first, compared.second), (cells[1], cells[3]), strict=True):
+        assert float(text.replace("−", "-")) == pytest.approx(circuit.scores.values[most], rel=6e-3)
+    first.get_by_role("button").click()
+    dst = names[most].split("->")[1].partition("<")[0]
+    assert summary(page)["chosen"] == [dst]
+    with page.expect_download() as saved:
+        page.get_by_text("Save", exact=True).click()
+        page.get_by_role("button", name="Picture, SVG").click()
+    picture = Path(saved.value.path()).read_text()
+    assert "A only" in picture and all(colour in picture for colour in (BOTH, ONLY_FIRST, ONLY_SECOND))
 
 
 def test_it_is_fast_with_5000_edges(browser, circuit, folder):

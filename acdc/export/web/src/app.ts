@@ -1,10 +1,11 @@
 // The page as a whole: the state, what follows from it, and everything that changes it.
 import { kindText } from "./boxes";
-import { type Circuit, OTHER, edgeName, roleOf } from "./circuit";
+import { type Circuit, OTHER, edgeName, roleOf, sideNames } from "./circuit";
 import { Controls, hiddenText } from "./controls";
 import { ask, showShortcuts } from "./dialog";
+import { bothScores } from "./difference";
 import type { Lit } from "./draw";
-import { applyPalette, isDark, palette } from "./palette";
+import { applyPalette, isDark, palette, sideColours } from "./palette";
 import { arcTitle, panelContent } from "./panel";
 import { type View, toPng, toSvg, toTikz } from "./picture";
 import { type Arc, type Scene, buildScene, nameOf } from "./scene";
@@ -203,7 +204,7 @@ export class App {
     this.tip.hidden = !arc;
     if (!arc) return;
     this.tip.replaceChildren(el("b", {}, arcTitle(this, arc)),
-                             el("span", {}, this.circuit.scored ? score(arc.score) : ""));
+                             el("span", {}, this.circuit.diff ? bothScores(this.circuit, arc) : this.circuit.scored ? score(arc.score) : ""));
     this.tip.style.left = `${Math.min(x + 14, this.stage.width - 240)}px`;
     this.tip.style.top = `${Math.max(6, y - 34)}px`;
   }
@@ -591,15 +592,19 @@ export class App {
   private legendEntries(): View["legend"] {
     const colours = palette(this.state.theme), style = { width: 2.4, alpha: 1, dashed: false };
     const letters = new Set(this.scene.arcs.map(({ letter }) => letter));
-    const entries: View["legend"] = this.state.colour === "channel"
-      ? CHANNEL_NAMES.map(([, name], letter) => [name, { ...style, colour: colours.channels[letter] }, letter] as const)
+    const sides = new Set(this.scene.arcs.map(({ side }) => side));
+    const { diff } = this.circuit;
+    const entries: View["legend"] = diff && this.state.colour === "side"
+      ? sideNames(diff).map((name, side) => [visible(name), { ...style, colour: sideColours(colours)[side] }, side] as const)
+        .filter(([, , side]) => sides.has(side)).map(([name, look]) => [name, look])
+      : this.state.colour === "channel" ? CHANNEL_NAMES.map(([, name], letter) => [name, { ...style, colour: colours.channels[letter] }, letter] as const)
         .filter(([, , letter]) => letters.has(letter)).map(([name, look]) => [name, look])
       : [["helps", { ...style, colour: colours.helps }]];
     if (this.scene.arcs.some(({ score: value }) => value < 0)) {
       entries.push(["score < 0: it hurts", { ...style, colour: this.state.colour === "sign" ? colours.hurts : colours.channels[OTHER], dashed: true }]);
     }
     if (this.scene.links.length) entries.push([this.circuit.nPositions > 1 ? "attention can carry it" : "group and its heads", { ...style, width: 1, colour: colours.link, dashed: true }]);
-    if (this.circuit.scored && this.scene.largest) entries.push([`strongest |score| ${this.scene.largest.toPrecision(2)}`, null]);
+    if (this.circuit.scored && this.scene.largest) entries.push([`strongest |score| ${this.scene.largest.toPrecision(2)}${diff ? " × its circuit’s mean" : ""}`, null]);
     return entries;
   }
 
@@ -622,7 +627,7 @@ export class App {
     const names = (arcs: Iterable<Arc>) => [...arcs].flatMap(({ edges }) => edges.map((edge) => edgeName(this.circuit, edge)));
     return {
       edges: names(this.scene.arcs), nodes: [...this.scene.nodes.keys()], nCircuit: this.scene.selection.nCircuit,
-      arcs: this.scene.arcs.map((arc) => ({ src: arc.src.key, dst: arc.dst.key, letter: arc.letter, score: arc.score, n: arc.edges.length, curve: arc.curve })),
+      arcs: this.scene.arcs.map((arc) => ({ src: arc.src.key, dst: arc.dst.key, letter: arc.letter, side: arc.side, score: arc.score, n: arc.edges.length, curve: arc.curve })),
       lit: this.lit && { edges: names(this.lit.arcs), main: names(this.lit.main), nodes: [...this.lit.nodes] },
       chosen: [...this.chosen], state: toRecord(this.state, this.circuit), view: [this.stage.at.x, this.stage.at.y, this.stage.at.k],
     };

@@ -19,9 +19,21 @@ interface EncodedEdges {
   total: number; totalKept: number;
   src: string; dst: string; letter: string; position: string; score: string; isKept: string;
 }
+/** Of two circuits: their names, overlaps as rows of texts, and of each edge who keeps it, both scores and places. */
+interface EncodedDiff {
+  names: [string, string]; overlap: string[][]; notes: string[];
+  side: string; scores: [string, string]; places: [string, string];
+}
 export interface PageData {
   title: string; record: [string, string][]; graph: GraphInfo; edges: EncodedEdges; faithfulness: number | null;
-  curves: Curve[]; annotations: Record<string, Annotation[]>; state: unknown;
+  curves: Curve[]; annotations: Record<string, Annotation[]>; diff: EncodedDiff | null; state: unknown;
+}
+export const [BOTH, FIRST, SECOND] = [0, 1, 2];
+
+/** `side`: whether both circuits keep an edge, the first alone or the second. A score that a circuit lacks is NaN. */
+export interface Diff {
+  names: [string, string]; overlap: string[][]; notes: string[];
+  side: Uint8Array; scores: [Float64Array, Float64Array]; places: [Uint32Array, Uint32Array];
 }
 
 /** Edges are numbered strongest first; the first `ranked` are the strongest of all that were scored. */
@@ -38,6 +50,8 @@ export interface Circuit {
   positives: Uint32Array; rankedPositives: number;
   /** Numbers of the kept edges on the page. */
   keptEdges: Uint32Array;
+  /** Where the page compares two circuits: then the score is that of the circuit that it matters more to. */
+  diff: Diff | null;
 }
 
 export function decode(data: PageData): Circuit {
@@ -59,7 +73,17 @@ export function decode(data: PageData): Circuit {
     score, isKept, strength: score.map((value) => (Number.isNaN(value) ? 0 : Math.abs(value))),
     positives, rankedPositives: positives.length,
     keptEdges: all.filter((e) => isKept[e] === 1),
+    diff: data.diff && {
+      ...data.diff, side: new Uint8Array(bytes(data.diff.side)),
+      scores: data.diff.scores.map((text) => new Float64Array(bytes(text))) as [Float64Array, Float64Array],
+      places: data.diff.places.map((text) => new Uint32Array(bytes(text))) as [Uint32Array, Uint32Array],
+    },
   };
+}
+
+/** In the order of `BOTH`, `FIRST`, `SECOND`. */
+export function sideNames({ names: [first, second] }: Diff): [string, string, string] {
+  return ["both", `${first} only`, `${second} only`];
 }
 
 /** In the order of Python's `_nodes`: the input; per layer KV nodes, heads and MLP; the logits. */

@@ -1,9 +1,11 @@
 // The controls at the left: which edges are the circuit, how it is drawn, and what was pinned, hidden and grouped.
 import type { App } from "./app";
 import { CHANNEL_NAMES } from "./app";
+import { sideNames } from "./circuit";
 import { curveChart, faithfulnessOf, isMeasured } from "./curve";
 import { nameOf } from "./scene";
 import { circuitEdges, mostEdges } from "./selection";
+import { SIDES } from "./state";
 import { button, count, el, percent, plural, significant, visible } from "./text";
 
 const TICKS = 1000; // of a slider
@@ -21,6 +23,7 @@ export class Controls {
   private readonly found = el("div", { class: "faithfulness", "aria-live": "off" });
   private readonly chart = el("div", { class: "chart" });
   private readonly channels = new Map<string, HTMLInputElement>();
+  private readonly sides = new Map<string, HTMLInputElement>();
   private readonly flags = new Map<"onPaths" | "onlyPinned", HTMLInputElement>();
   private readonly choices = new Map<"layout" | "colour", HTMLSelectElement>();
   private readonly kept = el("div", { class: "lists" });
@@ -55,11 +58,21 @@ export class Controls {
       event.preventDefault();
       event.stopPropagation();
     });
+    if (app.circuit.diff) this.saved.textContent = "All edges";
     this.build();
   }
 
   private build(): void {
-    const { app } = this;
+    const { app } = this, { diff } = app.circuit;
+    const sides = el("div", { class: "checks" });
+    for (const [side, name] of diff ? sideNames(diff).entries() : []) {
+      const box = el("input", { type: "checkbox", value: SIDES[side] });
+      box.addEventListener("change", () => app.change({
+        sides: [...SIDES].filter((other) => this.sides.get(other)!.checked).join(""),
+      }, ""));
+      this.sides.set(SIDES[side], box);
+      sides.append(el("label", { class: "long" }, box, el("span", { class: `swatch of-side c${[3, 0, 1][side]}` }), el("bdi", {}, visible(name))));
+    }
     const channels = el("div", { class: "checks" });
     for (const [letter, name] of CHANNEL_NAMES) {
       const box = el("input", { type: "checkbox", value: letter });
@@ -67,7 +80,7 @@ export class Controls {
         channels: CHANNEL_NAMES.map(([other]) => other).filter((other) => this.channels.get(other)!.checked).join(""),
       }, ""));
       this.channels.set(letter, box);
-      channels.append(el("label", {}, box, el("span", { class: `swatch c${"qkvm".indexOf(letter)}` }), name));
+      channels.append(el("label", {}, box, el("span", { class: `swatch of-channel c${"qkvm".indexOf(letter)}` }), name));
     }
     const flags = el("div", { class: "checks" });
     for (const [flag, name] of [["onPaths", "only on a path from input to logits"], ["onlyPinned", "only between pinned nodes"]] as const) {
@@ -78,7 +91,7 @@ export class Controls {
     }
     const choices = el("div", { class: "row" });
     for (const [choice, options] of [["layout", [["fixed", "all layers"], ["compact", "compact"]]],
-                                     ["colour", [["channel", "channel colours"], ["sign", "sign colours"]]]] as const) {
+                                     ["colour", [...(diff ? [["side", "circuit colours"]] : []), ["channel", "channel colours"], ["sign", "sign colours"]]]] as const) {
       const list = el("select", { "aria-label": choice === "layout" ? "Layout" : "Colour" });
       for (const [value, name] of options) list.append(el("option", { value }, name));
       list.addEventListener("change", () => app.change({ [choice]: list.value }, ""));
@@ -87,12 +100,12 @@ export class Controls {
     }
     this.element.append(
       el("section", { class: "search" }, this.search, this.results),
-      el("section", {}, el("h2", {}, "Circuit"),
+      el("section", {}, el("h2", {}, diff ? "Circuits" : "Circuit"),
          el("div", { class: "row" }, this.ranking, this.saved),
-         el("label", { class: "slider" }, el("span", {}, "edges kept"), this.sizeNumber), this.size,
-         el("label", { class: "slider" }, el("span", {}, "|score| at least"), this.thresholdNumber), this.threshold,
-         this.found, this.chart),
-      el("section", {}, el("h2", {}, "Show"), channels, flags, choices),
+         el("label", { class: "slider" }, el("span", {}, diff ? "strongest edges of either" : "edges kept"), this.sizeNumber), this.size,
+         el("label", { class: "slider" }, el("span", {}, diff ? "|score| over its circuit’s mean" : "|score| at least"), this.thresholdNumber), this.threshold,
+         ...(diff ? [] : [this.found, this.chart])),
+      el("section", {}, el("h2", {}, "Show"), sides, channels, flags, choices),
       this.kept,
     );
   }
@@ -114,6 +127,9 @@ export class Controls {
     this.saved.disabled = state.n === null;
     this.saved.setAttribute("aria-pressed", String(state.n === null));
     for (const [letter, box] of this.channels) box.checked = state.channels.includes(letter);
+    this.element.classList.toggle("by-side", state.colour === "side");
+    this.element.classList.toggle("by-channel", state.colour === "channel");
+    for (const [side, box] of this.sides) box.checked = state.sides.includes(side);
     for (const [flag, box] of this.flags) box.checked = state[flag];
     for (const [choice, list] of this.choices) list.value = state[choice];
     this.showFaithfulness(n);
@@ -227,15 +243,15 @@ export function hiddenText(app: App): string {
   const { circuit, scene, state } = app, { selection } = scene;
   const drawn = selection.drawn.length - scene.inGroups;
   const all = circuit.graph.edges;
-  const parts = [`Drawn: ${count(drawn)} of the circuit’s ${plural(selection.nCircuit, "edge")}, of ${count(all)} in the model.`];
+  const parts = [`Drawn: ${count(drawn)} of ${circuit.diff ? `the ${plural(selection.nCircuit, "edge")} that either circuit keeps` : `the circuit’s ${plural(selection.nCircuit, "edge")}`}, of ${count(all)} in the model.`];
   const left = [
     [selection.overMost, "weaker than the strongest 5,000"], [selection.offPage, "not on this page"],
-    [selection.byChannel, "of channels that are switched off"], [selection.hiddenEnds, "at hidden nodes"],
+    [selection.bySide, "of circuits that are switched off"], [selection.byChannel, "of channels that are switched off"], [selection.hiddenEnds, "at hidden nodes"],
     [selection.offPath, "on no path from input to logits"], [selection.unpinned, "not between pinned nodes"],
     [scene.inGroups, "within groups"],
   ].filter(([n]) => n).map(([n, why]) => `${count(n as number)} ${why}`);
   if (left.length) parts.push(`Not drawn: ${left.join(", ")}.`);
-  if (circuit.scored && circuit.total > 0) {
+  if (circuit.scored && circuit.total > 0 && !circuit.diff) {
     let sum = 0;
     for (const edge of selection.drawn) sum += circuit.strength[edge];
     parts.push(`It carries ${percent(sum / circuit.total)} of all |score|.`);

@@ -1,5 +1,5 @@
 // Draws arcs on a canvas: few strokes, each of many arcs that look the same.
-import type { Palette } from "./palette";
+import { type Palette, sideColours } from "./palette";
 import type { Arc, Link, Scene } from "./scene";
 import type { State } from "./state";
 
@@ -15,7 +15,8 @@ export function faintest(nArcs: number): number {
 
 export function styleOf(arc: Arc, state: State, colours: Palette, faint: number): Style {
   const relative = Math.round(arc.relative * STEPS) / STEPS;
-  const colour = state.colour === "channel" ? colours.channels[arc.letter] : arc.score < 0 ? colours.hurts : colours.helps;
+  const colour = state.colour === "channel" ? colours.channels[arc.letter]
+    : state.colour === "side" ? sideColours(colours)[arc.side] : arc.score < 0 ? colours.hurts : colours.helps;
   return { colour, width: 0.6 + 2.8 * relative, alpha: faint + (0.95 - faint) * relative ** 1.4, dashed: arc.score < 0 };
 }
 

@@ -28,6 +28,11 @@ const DARK: Palette = {
   roles: ["#8E7FE0", "#88CCEE", "#44AA99", "#3FA85B", "#B5B54A", "#DDCC77", "#E08593", "#C85B93", "#CC7AC4"],
 };
 
+/** Of edges of both circuits, of the first alone and of the second, as in the figures of differences. */
+export function sideColours({ channels: [blue, orange, , grey] }: Palette): [string, string, string] {
+  return [grey, blue, orange];
+}
+
 export function isDark(theme: "auto" | "light" | "dark"): boolean {
   return theme === "dark" || (theme === "auto" && matchMedia("(prefers-color-scheme: dark)").matches);
 }

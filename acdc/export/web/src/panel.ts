@@ -3,6 +3,7 @@ import { annotationSections } from "./annotations";
 import type { App } from "./app";
 import { kindText } from "./boxes";
 import { LETTERS, channelName, edgeName } from "./circuit";
+import { bothScores, edgeSection, overlapSection } from "./difference";
 import { type Arc, type Node, nameOf } from "./scene";
 import { GROUP } from "./state";
 import { trace } from "./trace";
@@ -100,7 +101,7 @@ function arcRow(app: App, arc: Arc, other: { key: string; unit: string }, share:
   const merged = arc.edges.length > 1 ? ` (${plural(arc.edges.length, "edge")})` : "";
   row.append(bar, el("span", { class: `channel c${arc.letter}` }, LETTERS[arc.letter] || "·"),
              el("bdi", {}, nameOf(other.unit) + merged), roleTag(app, other.key) ?? "",
-             el("span", { class: "value" }, app.circuit.scored ? score(arc.score) : ""));
+             el("span", { class: "value" }, app.circuit.diff ? bothScores(app.circuit, arc) : app.circuit.scored ? score(arc.score) : ""));
   row.addEventListener("pointerenter", () => app.lightArc(arc));
   row.addEventListener("pointerleave", () => app.lightArc(null));
   return el("li", {}, row);
@@ -135,11 +136,12 @@ function overview(app: App): HTMLElement[] {
                el("span", { class: "value" }, `${node.into.length} in, ${node.out.length} out`));
     nodes.append(el("li", {}, row));
   }
+  const compared = circuit.diff ? [overlapSection(circuit.diff), edgeSection(app)] : [];
   const heading = `Strongest of ${plural(strongest.length, "node")}`;
   return [
-    el("header", {}, el("h2", {}, "The circuit"),
+    el("header", {}, el("h2", {}, circuit.diff ? "Two circuits" : "The circuit"),
        el("p", { class: "hint" }, "Point at a node to trace the paths to and from it; click it for all that is known of it.")),
-    el("section", {}, el("h3", {}, heading), nodes),
-    facts.childElementCount ? el("section", {}, el("h3", {}, "How it was found"), facts) : el("section"),
+    ...compared, el("section", {}, el("h3", {}, heading), nodes),
+    facts.childElementCount ? el("section", {}, el("h3", {}, circuit.diff ? "What was compared" : "How it was found"), facts) : el("section"),
   ];
 }

@@ -7,7 +7,7 @@ import { shortened, visible } from "./text";
 
 export type Curve = [x0: number, y0: number, x1: number, y1: number, x2: number, y2: number, x3: number, y3: number];
 export interface Arc {
-  src: Box; dst: Box; letter: number; position: number; edges: number[];
+  src: Box; dst: Box; letter: number; position: number; side: number; edges: number[];
   /** The sum of the edges' scores; `relative`: the square root of its size over the largest one. */
   score: number; relative: number; curve: Curve;
 }
@@ -102,14 +102,14 @@ function arcsOf(circuit: Circuit, drawn: number[], unitOfNode: string[], nodes: 
     if (from === to) { inGroups++; continue; }
     const position = circuit.position[edge], letter = circuit.letter[edge];
     const src = nodes.get(placeKey(circuit, from, position))!, dst = nodes.get(placeKey(circuit, to, position))!;
-    const value = circuit.score[edge];
+    const value = circuit.score[edge], side = circuit.diff ? circuit.diff.side[edge] : 0;
     if (from.startsWith(GROUP) || to.startsWith(GROUP)) {
-      const key = `${src.key}\n${dst.key}\n${letter}`;
+      const key = `${src.key}\n${dst.key}\n${letter} ${side}`;
       const arc = merged.get(key);
       if (arc) { arc.edges.push(edge); arc.score += Number.isNaN(value) ? 0 : value; continue; }
-      merged.set(key, { src, dst, letter, position, edges: [edge], score: value, relative: 0, curve: NOWHERE });
+      merged.set(key, { src, dst, letter, position, side, edges: [edge], score: value, relative: 0, curve: NOWHERE });
       arcs.push(merged.get(key)!);
-    } else arcs.push({ src, dst, letter, position, edges: [edge], score: value, relative: 0, curve: NOWHERE });
+    } else arcs.push({ src, dst, letter, position, side, edges: [edge], score: value, relative: 0, curve: NOWHERE });
   }
   return { arcs, inGroups };
 }

@@ -1,6 +1,6 @@
 // Which edges are the circuit, and which of them are drawn.
 import { type Circuit, K, LETTERS, V, headsOf } from "./circuit";
-import type { State } from "./state";
+import { SIDES, type State } from "./state";
 
 /** More edges than these are not drawn: no eye tells them apart. */
 export const MAX_DRAWN = 5000;
@@ -9,7 +9,7 @@ export interface Selection {
   /** Edges of the circuit on this page, strongest first; `nCircuit`: how many it has in all. */
   circuit: Uint32Array; nCircuit: number;
   /** Those that are drawn, and how many are not, by why. */
-  drawn: number[]; offPage: number; byChannel: number; offPath: number; hiddenEnds: number; unpinned: number;
+  drawn: number[]; offPage: number; byChannel: number; bySide: number; offPath: number; hiddenEnds: number; unpinned: number;
   overMost: number;
   /** |score| of the weakest edge of the circuit. */
   weakest: number;
@@ -38,12 +38,14 @@ export function select(circuit: Circuit, state: State): Selection {
   const pinned = units(state.pinned, circuit, state);
   const letters = LETTERS.map((letter) => state.channels.includes(letter || "m"));
   const useful = state.onPaths ? onPaths(circuit, edges) : null;
-  const counts = { byChannel: 0, offPath: 0, hiddenEnds: 0, unpinned: 0, overMost: 0 };
+  const sides = [...SIDES].map((side) => state.sides.includes(side));
+  const counts = { byChannel: 0, bySide: 0, offPath: 0, hiddenEnds: 0, unpinned: 0, overMost: 0 };
   const drawn: number[] = [];
   for (const edge of edges) {
     const src = circuit.src[edge], dst = circuit.dst[edge];
     if (hidden.has(src) || hidden.has(dst)) counts.hiddenEnds++;
     else if (!letters[circuit.letter[edge]]) counts.byChannel++;
+    else if (circuit.diff && !sides[circuit.diff.side[edge]]) counts.bySide++;
     else if (useful && !useful.has(edge)) counts.offPath++;
     else if (state.onlyPinned && !(pinned.has(src) && pinned.has(dst))) counts.unpinned++;
     else if (drawn.length >= MAX_DRAWN && !(pinned.has(src) || pinned.has(dst))) counts.overMost++;

@@ -6,7 +6,9 @@ export interface State {
   /** The circuit: the first n edges by a ranking; null: the edges of the saved circuit. */
   by: "magnitude" | "signed"; n: number | null;
   channels: string; onPaths: boolean; onlyPinned: boolean;
-  layout: "fixed" | "compact"; colour: "channel" | "sign"; theme: "auto" | "light" | "dark";
+  /** Of two circuits that are compared: which edges are shown, of both (b), of the first (1) or second (2) alone. */
+  sides: string;
+  layout: "fixed" | "compact"; colour: "channel" | "sign" | "side"; theme: "auto" | "light" | "dark";
   pinned: string[]; hidden: string[]; labels: Record<string, string>; groups: Group[];
   moved: Record<string, [number, number]>;
   selected: string | null;
@@ -14,9 +16,10 @@ export interface State {
   view: [number, number, number] | null;
 }
 export const GROUP = "group:";
+export const SIDES = "b12";
 const FORMAT = "acdc-view";
 const CHOICES: Record<string, readonly string[]> = {
-  by: ["magnitude", "signed"], layout: ["fixed", "compact"], colour: ["channel", "sign"],
+  by: ["magnitude", "signed"], layout: ["fixed", "compact"], colour: ["channel", "sign", "side"],
   theme: ["auto", "light", "dark"],
 };
 const MAX_TEXT = 200;
@@ -24,8 +27,8 @@ const MAX_TEXT = 200;
 export function initialState(circuit: Circuit): State {
   const small = circuit.graph.layers <= 48 && circuit.graph.heads <= 16 && !circuit.graph.positions.length;
   return {
-    by: savedAs(circuit)?.by ?? "magnitude", n: null, channels: "qkvm", onPaths: false, onlyPinned: false,
-    layout: small ? "fixed" : "compact", colour: "channel", theme: "auto",
+    by: savedAs(circuit)?.by ?? "magnitude", n: null, channels: "qkvm", onPaths: false, onlyPinned: false, sides: SIDES,
+    layout: small ? "fixed" : "compact", colour: circuit.diff ? "side" : "channel", theme: "auto",
     pinned: [], hidden: [], labels: {}, groups: [], moved: {}, selected: null, view: null,
   };
 }
@@ -59,7 +62,10 @@ export function fromRecord(record: unknown, circuit: Circuit): { state: State; p
   const isPlace = (place: unknown): place is string => typeof place === "string" && isUnit(unitOf(place, circuit));
   state.groups = groups;
   for (const [key, value] of Object.entries(record)) {
-    if (key in CHOICES && CHOICES[key].includes(value as string)) Object.assign(state, { [key]: value });
+    const isOfDiff = key === "sides" || (key === "colour" && value === "side");
+    if (isOfDiff && !circuit.diff) problems.push(`${key} was left out`);
+    else if (key === "sides" && typeof value === "string" && /^[b12]*$/.test(value)) state.sides = value;
+    else if (key in CHOICES && CHOICES[key].includes(value as string)) Object.assign(state, { [key]: value });
     else if ((key === "onPaths" || key === "onlyPinned") && typeof value === "boolean") state[key] = value;
     else if (key === "n" && (value === null || (Number.isInteger(value) && (value as number) >= 0))) {
       state.n = value === null || !circuit.scored ? null : Math.min(value as number, circuit.ranked);
