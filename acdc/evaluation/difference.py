@@ -109,10 +109,10 @@ def resampled_overlap(first: Circuit, second: Circuit, *, n_resamples: int = 100
     two prompts or more (none that was read from a file has them), or whose edges are not the highest of its scores.
     No model is run.
     """
-    tops = [_as_top(circuit) for circuit in (first, second)]
-    if tops[0] is None or tops[1] is None or first.graph != second.graph:
+    top_a, top_b = _as_top(first), _as_top(second)
+    if top_a is None or top_b is None or first.graph != second.graph:
         return None
-    (a, size_a, by_a), (b, size_b, by_b) = tops
+    (a, size_a, by_a), (b, size_b, by_b) = top_a, top_b
     paired = len(a) == len(b) and _prompts_of(first) is not None and _prompts_of(first) == _prompts_of(second)
     weights_a = drawn_prompts(len(a), n_resamples, seed)
     weights_b = weights_a if paired else drawn_prompts(len(b), n_resamples, seed + 1)

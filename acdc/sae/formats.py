@@ -216,7 +216,7 @@ def _saelens(path: Path, site: str | None, target: str | None, dtype: torch.dtyp
     about = config.get("metadata") or config
     site = site or about.get("acdc_site") or _named(about.get("hook_name") or about.get("hook_point"), path)
     head = about.get("hook_head_index", about.get("hook_point_head_index"))
-    if head is not None and re.fullmatch(r"a\d+\.z", site):
+    if head is not None and site is not None and re.fullmatch(r"a\d+\.z", site):
         site = site.replace(".z", f".h{int(head)}.z")
     after = about.get("acdc_target") or about.get("hook_name_out")
     target = target or (_named(after, path) if transcoder and after else site)
