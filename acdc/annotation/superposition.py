@@ -39,8 +39,9 @@ def polysemanticity(neurons: Float[Tensor, "token neuron"], features: Float[Tens
     with any feature when its tokens are shuffled, in 99 draws; a neuron that answers to nothing exceeds it with a
     probability of 1%, however rare the features and rarely large the neuron. `seed`: of the draws. Cost: 100 products
     of the tables. It misleads where features correlate with each other: then following one is following all; and where
-    tokens next to each other are alike, what is chance passes for an answer more often. Raises `AcdcError` for fewer
-    than 30 tokens or tables of different tokens.
+    tokens next to each other are alike, what is chance passes for an answer more often. The more tokens, the weaker the
+    answers that count: compare numbers from the same tokens only. Raises `AcdcError` for fewer than 30 tokens or tables
+    of different tokens.
     """
     if len(neurons) != len(features) or len(neurons) < LEAST_TOKENS:
         raise AcdcError(f"neurons on {len(neurons)} tokens and features on {len(features)}: give the same tokens, "
