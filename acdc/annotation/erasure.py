@@ -5,7 +5,9 @@ activations, X = U S V^T, and Q an orthonormal basis of U^T Z for the labels' in
 
     x' = x - V S Q Q^T S^-1 V^T (x - mean).
 
-What the task loses is compared with erasing the same labels dealt out at random, of the same rank.
+What the task loses is compared with moving each activation as far, in as many directions, at random among those in
+which activations still vary after the erasure. Labels dealt out at random would be no fair comparison: their classes
+hardly differ, so that erasing them hardly moves anything.
 
 Source: Belrose et al. 2023 (arXiv 2306.03819).
 """
@@ -45,7 +47,7 @@ class Eraser:
 @dataclass(frozen=True)
 class Erased:
     """`effect`: mean loss increase over prompts; positive where the task loses by the erasure. `null`: the mean of
-    those of labels dealt out at random, `z` and one-sided `p` against them."""
+    those of random directions, `z` and one-sided `p` against them."""
 
     effect: float
     null: float
@@ -54,7 +56,7 @@ class Erased:
     rank: int
 
     def __str__(self) -> str:
-        return f"erased (rank {self.rank}): loss {self.effect:+.3f}, labels at random {self.null:+.3f} (p {self.p:.2g})"
+        return f"erased (rank {self.rank}): loss {self.effect:+.3f}, at random {self.null:+.3f} (p {self.p:.2g})"
 
 
 def eraser(x: Float[Tensor, "row width"], values: Shaped[np.ndarray, " row"]) -> Eraser:
@@ -72,6 +74,21 @@ def eraser(x: Float[Tensor, "row width"], values: Shaped[np.ndarray, " row"]) ->
     q, size, _ = torch.linalg.svd(u.T @ (z - z.mean(0)), full_matrices=False)
     q = q[:, size > 1e-9 * len(x) ** 0.5]
     return Eraser(mean, (v.T / s @ q).T, v.T * s @ q)
+
+
+def random_moves(x: Float[Tensor, "row width"], erase: Eraser, rng: np.random.Generator) -> Float[Tensor, "row width"]:
+    """What the erasure adds to each row, turned into random directions: the same lengths and angles between rows.
+
+    The directions are drawn as activations vary once erased, or evenly where fewer are left than needed.
+    """
+    moved = erase(x) - x
+    u, s, _ = torch.linalg.svd(moved, full_matrices=False)
+    rank = erase.read.shape[0]
+    left = moved + x - erase.mean
+    if int(torch.linalg.matrix_rank(left, rtol=1e-9)) < rank or float(left.norm()) <= 1e-9 * float(moved.norm()):
+        left = torch.eye(x.shape[1], dtype=x.dtype)
+    drawn = torch.from_numpy(rng.standard_normal((rank, len(left)))) @ left
+    return u[:, :rank] * s[:rank] @ torch.linalg.qr(drawn.T)[0].T
 
 
 def erasable(model: Transformer, name: str) -> bool:
@@ -105,12 +122,14 @@ def erasure(
         len(labels), dtype=torch.bool)
     x = (gather(model, batches, [name], labels)[name] if x is None else x)[inside]
     rng = np.random.default_rng(seed)
-    erasers = [eraser(x, chosen.values), *(eraser(x, rng.permutation(chosen.values)) for _ in range(n_draws))]
+    erase = eraser(x, chosen.values)
+    rank = erase.read.shape[0]
+    moves = torch.stack([erase(x) - x, *(random_moves(x, erase, rng) for _ in range(n_draws))])
     rows = np.nonzero(~chosen.corrupted)[0]
-    changes = torch.stack([erase(x[rows]) - x[rows] for erase in erasers])
+    changes = moves[:, torch.from_numpy(rows)]
     effects = _effects(model, batches, metric, name, chosen.prompt[rows], chosen.position[rows], changes)
     z, p = against(float(effects[0]), effects[1:])
-    return Erased(float(effects[0]), float(effects[1:].mean()), z, p, erasers[0].read.shape[0])
+    return Erased(float(effects[0]), float(effects[1:].mean()), z, p, rank)
 
 
 def _effects(model: Transformer, batches: Sequence[Batch], metric: Metric, name: str, prompt: np.ndarray,
