@@ -9,7 +9,7 @@ import torch
 from conftest import make_batch, tiny
 
 from acdc.annotation.annotate import annotate
-from acdc.annotation.erasure import eraser, erasure, random_moves
+from acdc.annotation.erasure import clean_run, eraser, erasure, random_moves
 from acdc.annotation.probes import Probe, fit, probe, shuffled_labels, words_tell
 from acdc.annotation.sites import changed, read
 from acdc.annotation.variables import Labels, gather, read_labels, variable
@@ -133,13 +133,13 @@ def test_random_moves_are_as_large_as_the_erasure_and_do_not_erase():
     x = draw(90, 12) @ draw(12, 12, 3)
     x[:, 2] += torch.tensor([i % 3 for i in range(90)]) * 30.0
     erase = eraser(x, values)
-    moved, at_random = erase(x) - x, random_moves(x, erase, np.random.default_rng(0))
+    moved, at_random = erase(x) - x, random_moves(x, erase, 1, np.random.default_rng(0))[0]
     torch.testing.assert_close(at_random @ at_random.T, moved @ moved.T)
     assert int(torch.linalg.matrix_rank(at_random, rtol=1e-9)) == erase.read.shape[0]
     assert float(torch.nn.functional.cosine_similarity(at_random, moved).abs().mean()) < 0.9
     only = torch.zeros(90, 12, dtype=torch.float64)
     only[:, 2] = torch.tensor([i % 3 for i in range(90)])
-    again = random_moves(only, eraser(only, values), np.random.default_rng(0))  # nothing is left to draw from
+    again = random_moves(only, eraser(only, values), 1, np.random.default_rng(0))[0]  # nothing is left to draw from
     torch.testing.assert_close(again.norm(dim=1), (eraser(only, values)(only) - only).norm(dim=1))
 
 
@@ -166,6 +166,9 @@ def test_erasure_is_what_the_eraser_does_in_the_models_own_forward(family, name)
         total += float((METRIC.loss(run, batch, clean) - METRIC.loss(clean, batch, clean)).sum())
         row += len(batch)
     assert found.effect == pytest.approx(total / 15, abs=1e-5)
+    runs = [clean_run(model, batch) for batch in batches]
+    few = erasure(model, batches, METRIC, name, asked, runs=runs, n_draws=3)
+    assert few == found
     assert found.rank == 1
 
 
@@ -245,6 +248,7 @@ def test_annotations_of_probes_name_the_control_and_the_erasure(monkeypatch):
     for note in found:
         assert {"control", "selectivity", "p", "low", "high", "majority"} <= note.data.keys()
         assert ("erasure_effect" in note.data) == (note.data["p"] <= 0.6)
+        assert note.data.get("erasure_draws", 19) == 19 or note.data["erasure_p"] >= 0.4
         assert "control" in note.text and note.value is not None
         assert note.data["selectivity"] == pytest.approx(note.value - note.data["control"])
 
