@@ -115,8 +115,12 @@ class Result:
 
     `measure`: "accuracy", or "r2" for numbers, whose share of variance explained is then called accuracy. `low`,
     `high`: its interval at 95%. `majority`: of always the most frequent class (0 for numbers). `control`: the mean over
-    control tasks, `controls` each. `selectivity` = accuracy - control. `z`, `p`: see `against`. `n_left_out`: rows of
+    control tasks, `controls` each. `selectivity` = accuracy - control. `n_left_out`: rows of
     classes in fewer than five groups.
+
+    `z`, `p`: see `against`, among `controls`; or among `shuffled`, where that holds anything: accuracies for labels
+    shuffled among the rows of each word type, taken where most rows are of words that have several labels. There words
+    cannot tell the labels, and control tasks of few words are easy, so that selectivity says nothing.
     """
 
     variable: str
@@ -135,10 +139,12 @@ class Result:
     n_words: int
     classes: tuple[str, ...]
     width: int
+    shuffled: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return (f"{self.measure} {self.accuracy:.2f} ({self.low:.2f} to {self.high:.2f}), control {self.control:.2f}, "
-                f"selectivity {self.selectivity:+.2f} (p {self.p:.2g}); majority {self.majority:.2f}")
+        shuffled = f", shuffled within words {np.mean(self.shuffled):.2f}" if self.shuffled else ""
+        return (f"{self.measure} {self.accuracy:.2f} ({self.low:.2f} to {self.high:.2f}), control {self.control:.2f}"
+                f"{shuffled}, selectivity {self.selectivity:+.2f} (p {self.p:.2g}); majority {self.majority:.2f}")
 
     def record(self) -> dict[str, Any]:
         """What JSON holds of it."""
@@ -180,11 +186,12 @@ def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_cont
     (no label enters). No group is on both sides of a fold; folds hold equal shares of each class. `accuracy` is over
     all rows, each predicted by the fit that did not see it. Its interval is the exact one of a share, as if each group
     were one row; of r2, over draws of rows. A control task gives each word type the label of another one, drawn at
-    random, and is probed in the same way.
+    random, and is probed in the same way. Where words do not tell the labels, labels shuffled within words are too, and
+    p is against those (see `Result`).
 
     It misleads where words hardly repeat: then nothing can be learnt by heart, and the control is chance; and a probe
-    finds what is there whether or not the model uses it (see `acdc.annotation.erasure`). Cost: 5 (1 + n_controls) fits
-    in as many dimensions as there are rows, at most. Raises `AcdcError` as `usable`.
+    finds what is there whether or not the model uses it (see `acdc.annotation.erasure`). Cost: 5 (1 + n_controls) fits,
+    twice that with shuffles, in as many dimensions as there are rows, at most. Raises `AcdcError` as `usable`.
     """
     if n_controls < 2:
         raise AcdcError(f"{n_controls} control tasks: give at least 2, better 20; an accuracy says nothing without")
@@ -197,13 +204,18 @@ def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_cont
     for _ in range(n_controls):
         drawn = control_labels(chosen, rng)
         controls.append(_accuracy(drawn, _predictions(points, chosen, drawn, c, rng)))
+    shuffled = []
+    if not words_tell(chosen):
+        for _ in range(n_controls):
+            drawn = shuffled_labels(chosen, rng)
+            shuffled.append(_accuracy(drawn, _predictions(points, chosen, drawn, c, rng)))
     accuracy, control = _accuracy(chosen.values, predicted), float(np.mean(controls))
     low, high = _interval(chosen, predicted, accuracy, seed)
-    z, p = against(accuracy, np.array(controls))
+    z, p = against(accuracy, np.array(shuffled or controls))
     majority = 0.0 if chosen.numeric else float(np.unique(chosen.values, return_counts=True)[1].max() / len(chosen))
     return Result(labels.name, "r2" if chosen.numeric else "accuracy", accuracy, low, high, majority, control,
                   tuple(controls), accuracy - control, z, p, len(chosen), len(labels) - len(chosen),
-                  len(np.unique(chosen.word)), tuple(chosen.classes), x.shape[1])
+                  len(np.unique(chosen.word)), tuple(chosen.classes), x.shape[1], tuple(shuffled))
 
 
 def control_labels(labels: Labels, rng: np.random.Generator) -> Shaped[np.ndarray, " row"]:
@@ -221,6 +233,22 @@ def control_labels(labels: Labels, rng: np.random.Generator) -> Shaped[np.ndarra
         if len(np.unique(of_type)) > 1:
             return rng.permutation(of_type)[own]
     raise AcdcError(f"{labels.name}: {len(types)} word types all have one label, so that no control task can be drawn")
+
+
+def words_tell(labels: Labels) -> bool:
+    """Whether at least half of the rows are of word types that have one label each."""
+    types, own = np.unique(labels.word, return_inverse=True)
+    single = np.array([len(np.unique(labels.values[own == i])) == 1 for i in range(len(types))])
+    return bool(single[own].mean() >= 0.5)
+
+
+def shuffled_labels(labels: Labels, rng: np.random.Generator) -> Shaped[np.ndarray, " row"]:
+    """The labels, shuffled among the rows of each word type: they keep what words tell, and nothing else."""
+    drawn = labels.values.copy()
+    for word in np.unique(labels.word):
+        rows = np.nonzero(labels.word == word)[0]
+        drawn[rows] = drawn[rng.permutation(rows)]
+    return drawn
 
 
 def fit(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, about: Mapping[str, str] | None = None

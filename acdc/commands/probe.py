@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "number")
     parser.add_argument("--group", default="prompt", help="what a probe never sees both in fitting and testing: "
                         "prompt, word or template")
-    parser.add_argument("--controls", type=int, default=20, help="control tasks, and erasures at random")
+    parser.add_argument("--controls", type=int, default=20, help="control tasks, and random moves beside each erasure")
     add_measuring(parser, from_circuit=False)
     parser.add_argument("--out", "-o", type=Path, help="folder to write: probes.json, and a probe for each site that "
                         "steer and monitor take")
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from acdc.annotation.erasure import erasable, erasure
+    from acdc.annotation.erasure import clean_run, erasable, erasure
     from acdc.annotation.probe_notes import probed_sites
     from acdc.annotation.probes import fit, probe
     from acdc.annotation.sites import site
@@ -52,12 +52,13 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _labels(arguments, task, batches)
     say(f"probing {len(sites)} places for {labels.name} on {len(labels)} rows of {task.name}")
     activations = gather(model, batches, sites, labels)
+    runs = [clean_run(model, batch) for batch in batches] if any(erasable(model, name) for name in sites) else None
     rows, record, probes = [], [], {}
     for name in sites:
         x = activations[name]
         found = probe(x, labels, n_controls=arguments.controls, seed=arguments.seed)
-        erased = erasure(model, batches, metric, name, labels, x=x, n_draws=arguments.controls, seed=arguments.seed
-                         ) if erasable(model, name) else None
+        erased = erasure(model, batches, metric, name, labels, x=x, runs=runs, n_draws=arguments.controls,
+                         seed=arguments.seed) if erasable(model, name) else None
         rows.append([name, f"{found.accuracy:.2f}", f"{found.low:.2f} to {found.high:.2f}", f"{found.control:.2f}",
                      f"{found.selectivity:+.2f}", f"{found.p:.2g}",
                      *(("", "", "") if erased is None else
@@ -71,7 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     heads = ["site", measure, "95%", "control", "selectivity", "p", "erased", "at random", "p"]
     print("\n".join(aligned([heads, *rows], "<>>>>>>>>")))
     print(f"majority {record[0]['majority']:.2f}; {record[0]['n_rows']} rows of {record[0]['n_words']} word types; "
-          f"erased: what {metric.name} loses, in its unit as a loss")
+          f"erased: what {metric.name} loses, in its unit as a loss; at random: for moves as large elsewhere")
+    if record[0]["shuffled"]:
+        print("words do not tell these labels: p is against labels shuffled within words, selectivity says little")
     if arguments.out:
         files = ["probes.json", *(f"{name}.safetensors" for name in sites)]
         with output_folder(arguments.out, files, arguments.overwrite) as folder:
