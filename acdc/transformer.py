@@ -78,6 +78,10 @@ class Transformer:
         cap = self.anatomy.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    def token_text(self, token: int) -> str:
+        """A token as text; its number where there is no tokenizer."""
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+
     def full_mask(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch 1 pos pos"] | None:
         """The attention mask that HF's forward takes: none for a causal model, else one that hides nothing."""
         if self.causal:

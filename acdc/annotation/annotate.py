@@ -105,7 +105,7 @@ def annotate_attention(study: Study) -> list[Annotation]:
             found.append(_pattern(layer, head, text, list(names), mean))
     with torch.no_grad(), frozen(study.model):
         run = record(study.model, batch.clean[:1])
-        tokens = [_text(study.model, token) for token in batch.clean[0].cpu().tolist()]
+        tokens = [study.model.token_text(token) for token in batch.clean[0].cpu().tolist()]
         for layer, head in study.heads:
             found.append(_pattern(layer, head, "first prompt", tokens, patterns(study.model, run, layer, [head])[0, 0]))
     return found
@@ -115,10 +115,6 @@ def _pattern(layer: int, head: int, text: str, tokens: list[str], weights: torch
     rows = [[round(weight, 4) for weight in row] for row in weights.cpu().tolist()]
     return Annotation(f"a{layer}.h{head}", "attention", text, None,
                       {"tokens": tokens, "weights": rows, "method": "attention"})
-
-
-def _text(model: Transformer, token: int) -> str:
-    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])
 
 
 def annotate_composition(study: Study) -> list[Annotation]:

@@ -63,6 +63,5 @@ def _activations(model: Transformer, run: Any, coder: Coder) -> torch.Tensor:
 
 
 def _example(model: Transformer, tokens: torch.Tensor, row: torch.Tensor) -> dict[str, Any]:
-    words = [str(token) if model.tokenizer is None else model.tokenizer.decode([token])
-             for token in tokens.cpu().tolist()]
+    words = [model.token_text(token) for token in tokens.cpu().tolist()]
     return {"tokens": words, "activations": [round(float(value), 4) for value in row]}

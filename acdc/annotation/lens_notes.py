@@ -48,10 +48,5 @@ def lens_notes(model: Transformer, batches: Sequence[Batch], nodes: Sequence[str
 
 def _tokens(model: Transformer, logits: torch.Tensor, k: int) -> list[list]:
     top = logits.topk(k)
-    return [[token_text(model, int(token)), round(float(value), 4)]
+    return [[model.token_text(int(token)), round(float(value), 4)]
             for token, value in zip(top.indices, top.values, strict=True)]
-
-
-def token_text(model: Transformer, token: int) -> str:
-    """The token as text, or its number where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

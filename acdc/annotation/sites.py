@@ -127,8 +127,12 @@ def _attach(model: Transformer, at: Site, change: Callable[[Tensor], Tensor], ad
         add(block.module.register_forward_pre_hook(_first_argument(change), with_kwargs=True))
     elif at.part == "mid":
         stream: dict[str, Tensor] = {}
-        add(block.module.register_forward_pre_hook(_first_argument(lambda x: stream.setdefault("x", x)),
-                                                   with_kwargs=True))
+
+        def note_stream(x: Tensor) -> Tensor:
+            stream["x"] = x  # a pass may have ended before it was taken
+            return x
+
+        add(block.module.register_forward_pre_hook(_first_argument(note_stream), with_kwargs=True))
 
         def of_stream(m: Any, args: tuple, out: Tensor) -> Tensor:
             before = stream.pop("x")

@@ -128,7 +128,8 @@ def labelled(name: str, batches: Sequence[Batch], rows: Sequence[Row], *, words:
     if not rows:
         raise AcdcError(f"{name}: no prompt has a label")
     examples = [example for batch in batches for example in batch.examples]
-    texts = [[batch.clean[i].tolist(), batch.corrupted[i].tolist()] for batch in batches for i in range(len(batch))]
+    texts = [pair for batch in batches
+             for pair in zip(batch.clean.cpu().tolist(), batch.corrupted.cpu().tolist(), strict=True)]
 
     def word(row: Row) -> str:
         tokens = texts[row.prompt][row.corrupted]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from acdc.annotation.features import decoder_of_node, nodes_of
+from acdc.annotation.lens import unembed_scaled
 from acdc.annotation.sites import read, site
 from acdc.errors import AcdcError
 from acdc.sae.sparse_coder import SparseCoder
@@ -105,13 +106,7 @@ def logit_effects(
         return None
     else:
         rows = torch.stack([decoder_of_node(model, coder, node) for node in nodes_of(model, coder)]).sum(0)
-    norm = model.anatomy.final_norm
-    rows = rows[list(wanted)].to(model.dtype)
-    if norm.centered:
-        rows = rows - rows.mean(1, keepdim=True)
-    if norm.gain is not None:
-        rows = rows * norm.gain
-    return (rows @ model.hf.get_output_embeddings().weight.T).detach().float().cpu()
+    return unembed_scaled(model, rows[list(wanted)].to(model.dtype)).detach().float().cpu()
 
 
 def _feature(
@@ -135,7 +130,7 @@ def _feature(
         shown = torch.cat([torch.zeros(1), values[window].float()])[span]
         examples.append(
             {
-                "tokens": [_text(model, t) for t in tokens[window, span].tolist()],
+                "tokens": [model.token_text(t) for t in tokens[window, span].tolist()],
                 "activations": [round(v, 4) for v in shown.tolist()],
             }
         )
@@ -147,12 +142,8 @@ def _feature(
         for found, sign in zip(ends, (1, -1), strict=True):
             top = (sign * effects).topk(k)
             found += [
-                (_text(model, t), sign * v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                (model.token_text(t), sign * v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)
             ]
     return Feature(
         feature, density, float(values.max()), (counts.tolist(), [round(float(e), 6) for e in edges]), examples, *ends
     )
-
-
-def _text(model: Transformer, token: int) -> str:
-    return str(token) if model.tokenizer is None else model.tokenizer.decode([token])

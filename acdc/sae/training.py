@@ -1,8 +1,9 @@
 """Trains a sparse autoencoder or transcoder on what a model's sites hold while it reads text.
 
-Phases: scale activations so that their mean norm is sqrt(d); draw tokens in random order from a buffer of windows; a
-step of Adam on the loss of the architecture; keep track of dead features and bring them back; fold the scale in. The
-loss is the squared error summed over dimensions, averaged over tokens, plus
+Phases: scale activations (a transcoder's input: what its mean leaves) to a mean norm of sqrt(d); draw tokens in
+random order from a buffer of windows; a step of Adam on the loss of the architecture; keep track of dead features and
+bring them back; fold scale and mean in. The loss is the squared error summed over dimensions, averaged over tokens,
+plus
 
 - relu: l1 * sum_i f_i |W_dec_i|, no constraint on the decoder (Conerly et al. 2024); dead features are resampled.
 - gated: l1 * sum_i relu(gate_i) |W_dec_i|, and the error of rebuilding from relu(gate) with the decoder held fixed
@@ -238,11 +239,12 @@ def _uncentre(weights: dict[str, Tensor], centre: Float[Tensor, " d_in"]) -> Non
 def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
     x, y = source.batch(0)
     x, y = x[:SAMPLE].float(), y[:SAMPLE].float()
-    scales = torch.stack([v.shape[1] ** 0.5 / v.norm(dim=1).mean().clamp(min=1e-12) for v in (x, y)])
+    # An autoencoder reads what b_dec leaves; a transcoder, what the mean of its input leaves, folded in at the end.
+    centre = torch.zeros_like(x[0]) if autoencoder else x.mean(0)
+    scales = torch.stack([v.shape[1] ** 0.5 / v.norm(dim=1).mean().clamp(min=1e-12) for v in (x - centre, y)])
     if autoencoder:
         scales[1] = scales[0]
-    # An autoencoder reads what b_dec leaves; a transcoder, what the mean of its input leaves, folded in at the end.
-    centre = torch.zeros_like(x[0]) if autoencoder else x.mean(0) * scales[0]
+    centre = centre * scales[0]
     random = torch.Generator().manual_seed(recipe.seed)
     n, d_in, d_out = recipe.n_features, x.shape[1], y.shape[1]
     decoder = torch.randn(n, d_out, generator=random)

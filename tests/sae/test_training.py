@@ -187,6 +187,6 @@ def test_a_transcoder_of_activations_far_from_zero_finds_the_dictionary_too(arch
 
     coder = train_coder(Shifted(True), recipe(architecture), site="m0.in", target="m0")
     found = (Shifted(True).writes @ normalize(coder.decoder, dim=1).T).max(1).values
-    assert found.mean() >= 0.85
+    assert found.mean() >= 0.9
     x, y = Shifted(True).batch(10**6)
     assert 1 - (y - coder(x)).pow(2).sum() / (y - y.mean(0)).pow(2).sum() > 0.75
