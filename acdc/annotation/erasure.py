@@ -119,10 +119,9 @@ def erasure(
     """
     if not erasable(model, name):
         raise AcdcError(f"what is erased at {name} cannot be followed; give a node (a5.h1, m5) or resid5, resid5.mid")
-    chosen = usable(labels)
-    inside = torch.from_numpy(np.isin(labels.values, chosen.values)) if not labels.numeric else torch.ones(
-        len(labels), dtype=torch.bool)
-    x = (gather(model, batches, [name], labels)[name] if x is None else x)[inside]
+    kept = usable(labels)
+    chosen = labels.of(kept)
+    x = (gather(model, batches, [name], labels)[name] if x is None else x)[torch.from_numpy(kept)]
     rng = np.random.default_rng(seed)
     erase = eraser(x, chosen.values)
     rank = erase.read.shape[0]

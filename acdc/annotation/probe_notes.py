@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from acdc.annotation.erasure import clean_run, erasure
-from acdc.annotation.probes import probe, usable
-from acdc.annotation.variables import Labels, gather, variable
+from acdc.annotation.probes import can_be_probed, probe
+from acdc.annotation.variables import Labels, gather, has_order, variable
 from acdc.circuit import Annotation
-from acdc.errors import AcdcError
 from acdc.evaluation.significance import ALPHA
 from acdc.metrics import Metric
 from acdc.task import Batch
@@ -20,15 +19,8 @@ N_CONTROLS, N_ERASURES = 19, (4, 19)  # control tasks; random moves beside an er
 
 def variables(batches: Sequence[Batch]) -> list[Labels]:
     """Those of `NAMES` that the prompts have, with classes that are found often enough, at the last position."""
-    found = []
-    for name in NAMES:
-        try:
-            labels = variable(batches, name)
-            usable(labels)
-        except AcdcError:  # the task has no such variable, or too few prompts for it: nothing is said of it
-            continue
-        found.append(labels)
-    return found
+    present = [name for name in NAMES if name != "order" or has_order(batches)]
+    return [labels for labels in (variable(batches, name) for name in present) if can_be_probed(labels)]
 
 
 def probe_notes(model: Transformer, batches: Sequence[Batch], metric: Metric, nodes: Sequence[str], *, seed: int = 0,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from acdc.annotation.variables import Labels
@@ -159,23 +159,36 @@ def against(value: float, draws: Float[np.ndarray, " draw"]) -> tuple[float, flo
     return z, (1 + int((draws >= value).sum())) / (1 + len(draws))
 
 
-def usable(labels: Labels) -> Labels:
-    """The rows of classes found in at least five groups, so that each can be fitted and tested.
+def usable(labels: Labels) -> Bool[np.ndarray, " row"]:
+    """Which rows are of classes found in at least five groups, so that each can be fitted and tested.
 
     Raises `AcdcError` where fewer than two classes (or, of numbers, two values or ten groups) are left.
     """
+    kept, lack = _usable(labels)
+    if lack is not None:
+        raise AcdcError(lack)
+    return kept
+
+
+def can_be_probed(labels: Labels) -> bool:
+    """Whether enough rows are `usable`."""
+    return _usable(labels)[1] is None
+
+
+def _usable(labels: Labels) -> tuple[Bool[np.ndarray, " row"], str | None]:
+    """The usable rows, and what is wrong with them, if anything."""
     if labels.numeric:
-        if len(np.unique(labels.group)) < 2 * N_FOLDS or len(np.unique(labels.values)) < 2:
-            raise AcdcError(f"{labels.name}: a number is probed where it varies, over {2 * N_FOLDS} groups at least; "
-                            f"given {len(np.unique(labels.values))} values in {len(np.unique(labels.group))} groups")
-        return labels
+        n_values, n_groups = len(np.unique(labels.values)), len(np.unique(labels.group))
+        enough = n_groups >= 2 * N_FOLDS and n_values >= 2
+        return np.ones(len(labels), dtype=bool), None if enough else (
+            f"{labels.name}: a number is probed where it varies, over {2 * N_FOLDS} groups at least; given {n_values} "
+            f"values in {n_groups} groups")
     counts = {name: len(np.unique(labels.group[labels.values == name])) for name in labels.classes}
     kept = [name for name, n in counts.items() if n >= N_FOLDS]
-    if len(kept) < 2:
-        given = ", ".join(f"{name!r} in {n}" for name, n in list(counts.items())[:8])
-        raise AcdcError(f"{labels.name}: a probe needs two classes, each in {N_FOLDS} groups (prompts, words or "
-                        f"templates) at least; given {given}{' ...' if len(counts) > 8 else ''}")
-    return labels.of(np.isin(labels.values, kept))
+    given = ", ".join(f"{name!r} in {n}" for name, n in list(counts.items())[:8])
+    return np.isin(labels.values, kept), None if len(kept) >= 2 else (
+        f"{labels.name}: a probe needs two classes, each in {N_FOLDS} groups (prompts, words or templates) at least; "
+        f"given {given}{' ...' if len(counts) > 8 else ''}")
 
 
 def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_controls: int = N_CONTROLS, seed: int = 0
@@ -195,8 +208,8 @@ def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_cont
     """
     if n_controls < 2:
         raise AcdcError(f"{n_controls} control tasks: give at least 2, better 20; an accuracy says nothing without")
-    chosen = usable(labels)
-    kept = np.isin(labels.values, chosen.values) if not labels.numeric else np.ones(len(labels), dtype=bool)
+    kept = usable(labels)
+    chosen = labels.of(kept)
     points = _reduced(_standardised(x[torch.from_numpy(kept)].numpy())[0])
     rng = np.random.default_rng(seed)
     predicted = _predictions(points, chosen, chosen.values, c, rng)
@@ -254,8 +267,8 @@ def shuffled_labels(labels: Labels, rng: np.random.Generator) -> Shaped[np.ndarr
 def fit(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, about: Mapping[str, str] | None = None
         ) -> Probe:
     """The probe fitted on all rows, in the units of x. Errors as `usable`."""
-    chosen = usable(labels)
-    kept = np.isin(labels.values, chosen.values) if not labels.numeric else np.ones(len(labels), dtype=bool)
+    kept = usable(labels)
+    chosen = labels.of(kept)
     points = x[torch.from_numpy(kept)].numpy()
     standardised, mean, scale = _standardised(points)
     weight, bias = _fit(standardised, chosen.values, c)

@@ -93,6 +93,12 @@ def variable(batches: Sequence[Batch], name: str, position: str = END, *, words:
     return labelled(name, batches, rows, words=words, group=group)
 
 
+def has_order(batches: Sequence[Batch]) -> bool:
+    """Whether all prompts hold both the answer and the wrong answer."""
+    return all(bool((batch.clean == tokens[:, None]).any(1).all())
+               for batch in batches for tokens in (batch.answer, batch.wrong))
+
+
 def _value(name: str, batch: Batch, i: int) -> str:
     example = batch.examples[i]
     if name == "order":
