@@ -10,8 +10,8 @@ from acdc.output_folder import write_file
 from .loading import load_again, read_circuit, read_text
 from .printing import say
 
-HELP = ("say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, probes, features "
-        "of coders, pictures")
+HELP = ("say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, probes, "
+        "features of coders, pictures")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
