@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from acdc.ablation import Replacement, prepare_ablation
 from acdc.activations import Activations, Resid, Taps, differences, record, record_with_taps
 from acdc.architectures.anatomy import Projection
 from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
+from acdc.fitting import over_batches
 from acdc.graph import KV, Graph
 from acdc.metrics import Metric
 from acdc.positions import Cells, cells_of
@@ -112,17 +112,21 @@ def batch_scores(
     per_prompt: bool,
     progress: bool,
 ) -> Iterator[Float[np.ndarray, "prompt edge"]]:
-    """For each batch, the scores of every prompt, or their sum over prompts as one row; in float64."""
+    """For each batch, or part of one, the scores of every prompt, or their sum over prompts as one row; in float64."""
     if not metric.differentiable:
         raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
     replace = prepare_ablation(model, batches, ablation)
+
+    def scores(batch: Batch) -> Float[np.ndarray, "prompt edge"]:
+        replacement = replace(batch)
+        n_prompts = len(batch) if per_prompt else 1
+        parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
+        found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+        return _of_edges(graph, found.cpu().numpy())
+
     with frozen(model):
-        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            replacement = replace(batch)
-            n_prompts = len(batch) if per_prompt else 1
-            parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
-            found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
-            yield _of_edges(graph, found.cpu().numpy())
+        for _, found in over_batches(batches, scores, desc="attributing", progress=progress):
+            yield found
 
 
 def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:
