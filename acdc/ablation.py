@@ -172,9 +172,6 @@ def with_own_projections(model: Transformer, run: Activations) -> Activations:
     projected: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
     with torch.no_grad():
         for block, resid in zip(model.blocks, run.attn_in, strict=True):
-            normed = block.attn_norm(resid)
-            outputs = {module: module(normed) for module in block.attention.modules}
-            for name, values in projected.items():
-                projection = getattr(block.attention, name)
-                values.append(projection.of_output(outputs[projection.module]))
+            for values, own in zip(projected.values(), block.attention.project(block.attn_norm(resid)), strict=True):
+                values.append(own)
     return Activations(**{**run.__dict__, **projected})

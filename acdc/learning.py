@@ -75,7 +75,8 @@ def prepare_prompts(model: Transformer, batches: Sequence[Batch], ablation: str,
             some = batch.rows(rows)
             with torch.no_grad():
                 reference = model.logits(record(model, some.clean).final[:, -1])
-            soft = soft_circuit(model, some, replacements(some), positions, weights=weights, start=batch.first_difference)
+            soft = soft_circuit(model, some, replacements(some), positions, weights=weights,
+                                start=batch.first_difference)
             return soft, reference
 
         parts = [part for _, part in fits.over(len(batch), run)]
@@ -112,7 +113,7 @@ def mean_loss(groups: Sequence[Group], chosen: Int[Tensor, " prompt"], kept: Flo
         for _, (loss, found) in group.fits.over(len(rows), part):
             total += loss
             for gradient, more in zip(gradients, found, strict=True):
-                gradient += more
+                gradient.add_(more)
     n = len(chosen)
     return _Known.apply(total / n, [gradient / n for gradient in gradients], *inputs)  # type: ignore[return-value]
 

@@ -110,7 +110,7 @@ def joined(parts: Sequence[SoftCircuit]) -> SoftCircuit:
     def join(*tensors: Tensor) -> Tensor:
         return tensors[0] if shared else torch.cat(tensors)
 
-    base = {name: [join(*each) for each in zip(*(getattr(part.base, name) for part in parts), strict=True)]
+    base: dict[str, Any] = {name: [join(*each) for each in zip(*(getattr(part.base, name) for part in parts), strict=True)]
             if isinstance(values, list) else join(*(getattr(part.base, name) for part in parts))
             for name, values in vars(first.base).items()}
     earlier = [(join(*ks), join(*vs)) for ks, vs in
@@ -256,7 +256,7 @@ def head_deviations(circuit: SoftCircuit, layer: int, reads: Reads) -> Float[Ten
     z = model.attend(attention, q, k, v, circuit.start)
     total = z.new_zeros(())
     if block.attn_post is not None:
-        total = attention.out(z.flatten(2))
+        total = attention.output(z)
         z = z * block.attn_post.statistics(total)[1].to(z.dtype)[..., None]
     heads = list(range(n_heads))
     by = written(block, heads, z - base.z[layer])

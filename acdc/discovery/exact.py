@@ -180,7 +180,7 @@ class _EdgePatch:
         change = (moved @ attention.out_weight[heads]).sum(0).view(n, *reads.shape[1:])
         if block.attn_post is None:
             return change
-        total = attention.out(clean_z.flatten(2))
+        total = attention.output(clean_z)
         return block.attn_post(total + change) - block.attn_post(total)
 
     def at_window(self, resid: Tensor) -> Tensor:
