@@ -14,11 +14,10 @@ from functools import partial, reduce
 from typing import Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from acdc.activations import Activations, attention_bias, record
 from acdc.errors import AcdcError, unknown_name
+from acdc.fitting import over_batches
 from acdc.task import Batch, Example
 from acdc.transformer import Transformer, frozen
 
@@ -33,6 +32,10 @@ class Replacement:
 
     activations: Activations
     consistent: bool
+
+    def rows(self, which: slice) -> "Replacement":
+        """Of some of the prompts."""
+        return Replacement(self.activations.map(lambda x: x[which] if x.shape[0] > 1 else x), self.consistent)
 
     def start(self, model: Transformer, batch: Batch) -> int:
         """The first position at which a run of the clean prompts can differ from the replacement: a causal model
@@ -76,13 +79,12 @@ def prepare_ablation(
     if name == "zero":
         zero = _without_nodes(model)
         return lambda batch: zero
-    prompts = [getattr(batch, mean_of) for batch in batches]
     if name == "mean":
         _check_lengths(batches)
-        by_length = {length: _mean(model, [p for p in prompts if p.shape[1] == length], dims=(0,))
-                     for length in {p.shape[1] for p in prompts}}
+        by_length = {length: _mean(model, [b for b in batches if b.clean.shape[1] == length], mean_of, dims=(0,))
+                     for length in {batch.clean.shape[1] for batch in batches}}
         return lambda batch: _of_length(by_length, batch.clean.shape[1])
-    mean = _mean(model, prompts, dims=(0, 1))
+    mean = _mean(model, batches, mean_of, dims=(0, 1))
     return lambda batch: mean
 
 
@@ -133,12 +135,15 @@ def _resample(model: Transformer, batch: Batch) -> Replacement:
         return Replacement(record(model, batch.corrupted), consistent=True)
 
 
-def _mean(model: Transformer, prompts: Sequence[Int[Tensor, "_ _"]], dims: tuple[int, ...]) -> Replacement:
+def _mean(model: Transformer, batches: Sequence[Batch], of: str, dims: tuple[int, ...]) -> Replacement:
     """The mean over dims: (0,) prompts, (0, 1) prompts and positions; summed in float64."""
-    count = sum(tokens.shape[0] * (tokens.shape[1] if 1 in dims else 1) for tokens in prompts)
+    count = sum(len(batch) * (batch.clean.shape[1] if 1 in dims else 1) for batch in batches)
+
+    def summed(batch: Batch) -> Activations:
+        return record(model, getattr(batch, of)).map(lambda x: x.double().sum(dims, keepdim=True))
+
     with frozen(model):
-        sums = (record(model, tokens).map(lambda x: x.double().sum(dims, keepdim=True)) for tokens in prompts)
-        total = reduce(Activations.plus, sums)
+        total = reduce(Activations.plus, (found for _, found in over_batches(batches, summed)))
         mean = total.map(lambda x: (x / count).to(model.dtype))
         return Replacement(with_own_projections(model, mean), consistent=False)
 
@@ -167,9 +172,6 @@ def with_own_projections(model: Transformer, run: Activations) -> Activations:
     projected: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
     with torch.no_grad():
         for block, resid in zip(model.blocks, run.attn_in, strict=True):
-            normed = block.attn_norm(resid)
-            outputs = {module: module(normed) for module in block.attention.modules}
-            for name, values in projected.items():
-                projection = getattr(block.attention, name)
-                values.append(projection.of_output(outputs[projection.module]))
+            for values, own in zip(projected.values(), block.attention.project(block.attn_norm(resid)), strict=True):
+                values.append(own)
     return Activations(**{**run.__dict__, **projected})

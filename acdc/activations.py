@@ -107,7 +107,7 @@ def share_of_rounding(rest: Float[Tensor, "*where d_model"], wrote: Float[Tensor
 
 def attention_bias(block: Block) -> Float[Tensor, " d_model"] | None:
     """b_O: it is added to the residual stream whatever the heads do, and belongs to no node."""
-    return block.attention.out.bias
+    return block.attention.out_bias
 
 
 def contribution(model: Transformer, run: Activations, src: int) -> Resid:
@@ -147,10 +147,10 @@ def differences(
     return result
 
 
-def record(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Activations:
-    """One forward pass without gradients and without the unembedding."""
+def record(model: Transformer, tokens: Int[Tensor, "batch pos"], input: Resid | None = None) -> Activations:
+    """One forward pass without gradients and without the unembedding; `input` replaces what the first block reads."""
     with torch.no_grad():
-        return _run(model, tokens, None, with_gradients=False)[0]
+        return _run(model, tokens, input, with_gradients=False)[0]
 
 
 def record_with_taps(model: Transformer, tokens: Int[Tensor, "batch pos"], input: Resid | None = None
@@ -219,7 +219,7 @@ def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradient
         model.run_body(tokens)
     single = {"input", "final"}
     record: dict[str, Any] = {name: values[0] if name in single else values for name, values in seen.items()}
-    return Activations(**record), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
+    return Activations(**record).map(lambda x: x.to(model.device)), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
 
 
 def _notes_output(outputs: dict[nn.Module, Tensor]) -> Any:

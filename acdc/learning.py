@@ -5,7 +5,8 @@ Everything random in a step depends on the seed and the number of the step alone
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +15,9 @@ from torch import Tensor
 from acdc.ablation import check_ablation, prepare_ablation
 from acdc.activations import record
 from acdc.errors import AcdcError
+from acdc.fitting import Halving, most_at_once
 from acdc.metrics import Metric
-from acdc.soft_circuit import SoftCircuit, soft_circuit
+from acdc.soft_circuit import SoftCircuit, joined, soft_circuit, soft_weights
 from acdc.task import Batch
 from acdc.transformer import Transformer
 
@@ -44,17 +46,20 @@ def check_metric(metric: Metric) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """All prompts of one length, ready to run; `numbers`: which of all prompts they are."""
+    """All prompts of one length, ready to run; `numbers`: which of all prompts they are. `fits`: how many are run at
+    once."""
 
     soft: SoftCircuit
     batch: Batch
     reference: Float[Tensor, "batch vocab"]
     numbers: Int[Tensor, " batch"]
+    fits: Halving
 
 
 def prepare_prompts(model: Transformer, batches: Sequence[Batch], ablation: str, positions: Sequence[str]
                     ) -> list[Group]:
-    """The prompts by length, whatever the batches. To be called inside `frozen`."""
+    """The prompts by length, whatever the batches, of which the largest says how many are run at once. To be called
+    inside `frozen`."""
     check_ablation(batches, ablation)
     numbers = torch.arange(sum(map(len, batches))).split([len(batch) for batch in batches])
     by_length: dict[int, list[int]] = {}
@@ -62,13 +67,21 @@ def prepare_prompts(model: Transformer, batches: Sequence[Batch], ablation: str,
         by_length.setdefault(batch.clean.shape[1], []).append(i)
     merged = [_merge([batches[i] for i in places]) for places in by_length.values()]
     replacements = prepare_ablation(model, merged, ablation)
-    groups: list[Group] = []
+    fits = Halving(at_once=most_at_once(batches))
+    weights = soft_weights(model)
+    groups = []
     for batch, places in zip(merged, by_length.values(), strict=True):
-        soft = soft_circuit(model, batch, replacements(batch), positions)
-        soft = replace(soft, weights=groups[0].soft.weights) if groups else soft
-        with torch.no_grad():
-            reference = model.logits(record(model, batch.clean).final[:, -1])
-        groups.append(Group(soft, batch, reference, torch.cat([numbers[i] for i in places])))
+        def run(rows: slice, batch: Batch = batch) -> tuple[SoftCircuit, Tensor]:
+            some = batch.rows(rows)
+            with torch.no_grad():
+                reference = model.logits(record(model, some.clean).final[:, -1])
+            soft = soft_circuit(model, some, replacements(some), positions, weights=weights,
+                                start=batch.first_difference)
+            return soft, reference
+
+        parts = [part for _, part in fits.over(len(batch), run)]
+        groups.append(Group(joined([soft for soft, _ in parts]), batch, torch.cat([logits for _, logits in parts]),
+                            torch.cat([numbers[i] for i in places]), fits))
     return groups
 
 
@@ -78,19 +91,53 @@ def _merge(batches: Sequence[Batch]) -> Batch:
 
 
 def mean_loss(groups: Sequence[Group], chosen: Int[Tensor, " prompt"], kept: Float[Tensor, "src channel position"],
-              metric: Metric, run: Run = SoftCircuit.logits) -> Float[Tensor, ""]:
-    """The mean loss of the chosen prompts (one that is chosen twice, at the seam of two epochs, counts twice)."""
+              metric: Metric, run: Run = SoftCircuit.logits, *learned: Tensor) -> Float[Tensor, ""]:
+    """The mean loss of the chosen prompts (one that is chosen twice, at the seam of two epochs, counts twice).
+
+    It can be differentiated once, by `kept` and by what else `run` reads that is `learned`: the gradients are computed
+    here, part by part of the prompts, in the dtype of these tensors, and added up.
+    """
+    inputs = [x for x in (kept, *learned) if x.requires_grad]
     total = kept.new_zeros(())
+    gradients = [torch.zeros_like(x) for x in inputs]
     for group in groups:
-        rows = (chosen[:, None] == group.numbers).nonzero()[:, 1]
-        if len(rows):
-            which = rows.to(kept.device)
-            batch = group.batch
-            some = Batch(batch.clean[which], batch.corrupted[which], batch.answer[which], batch.wrong[which],
-                         tuple(batch.examples[i] for i in rows.tolist()))
-            logits = run(group.soft.rows(which), kept.to(group.reference.dtype))
-            total = total + metric.loss(logits, some, group.reference[which]).sum()
-    return total / len(chosen)
+        rows = (chosen[:, None] == group.numbers).nonzero()[:, 1].to(kept.device)
+
+        def part(which: slice, group: Group = group, rows: Tensor = rows) -> tuple[Tensor, tuple[Tensor, ...]]:
+            own = kept.detach().requires_grad_(kept.requires_grad)
+            with torch.enable_grad():
+                loss = _loss(group, rows[which], own, metric, run)
+                leaves = [own if x is kept else x for x in inputs]
+                return loss.detach(), torch.autograd.grad(loss, leaves) if leaves else ()
+
+        for _, (loss, found) in group.fits.over(len(rows), part):
+            total += loss
+            for gradient, more in zip(gradients, found, strict=True):
+                gradient.add_(more)
+    n = len(chosen)
+    return _Known.apply(total / n, [gradient / n for gradient in gradients], *inputs)  # type: ignore[return-value]
+
+
+def _loss(group: Group, rows: Int[Tensor, " prompt"], kept: Tensor, metric: Metric, run: Run) -> Float[Tensor, ""]:
+    """The sum over some prompts of a group."""
+    batch = group.batch
+    some = Batch(batch.clean[rows], batch.corrupted[rows], batch.answer[rows], batch.wrong[rows],
+                 tuple(batch.examples[i] for i in rows.tolist()))
+    logits = run(group.soft.rows(rows), kept.to(group.reference.dtype))
+    return metric.loss(logits, some, group.reference[rows]).sum()
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradients by some tensors are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(outer[0] * gradient for gradient in ctx.gradients)
 
 
 class Adam:

@@ -278,7 +278,7 @@ class LiveState:
         total = z.new_zeros(())
         if block.attn_post is not None:
             assert len(heads) == self.model.n_heads, heads
-            total = block.attention.out(z.flatten(2))
+            total = block.attention.output(z)
             z = z * block.attn_post.statistics(total)[1].to(z.dtype)[..., None]
         z = z.unflatten(0, (rows, -1))
         by = written(block, heads, z - self.z[layer][:, at][:, :, heads])

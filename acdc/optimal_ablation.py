@@ -18,7 +18,8 @@ from acdc.ablation import Ablation, Replacement, prepare_ablation, with_own_proj
 from acdc.activations import Activations, record, written
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError
-from acdc.learning import Adam, Group, check_metric, draw_prompts, mean_loss, prepare_prompts
+from acdc.fitting import over_batches
+from acdc.learning import Adam, check_metric, draw_prompts, mean_loss, prepare_prompts
 from acdc.metrics import METRICS, Metric
 from acdc.patching import check_graph, kept_matrix
 from acdc.soft_circuit import SoftCircuit
@@ -67,13 +68,13 @@ def learn_ablation(
         raise AcdcError(f"learning_rate={learning_rate}: it must be a positive number")
     with frozen(model):
         groups = prepare_prompts(model, batches, START, circuit.graph.positions)
-        constants = first_constants(model, batches, groups)
+        constants = first_constants(model, batches)
         kept = torch.from_numpy(kept_matrix(circuit.graph, circuit.kept)).to(model.device, constants.shift.dtype)
         n_prompts = sum(len(group.batch) for group in groups)
         with tqdm(range(steps), desc="learning constants", disable=not progress) as bar:
             for step in bar:
                 chosen = draw_prompts(seed, step, prompts_per_step, n_prompts)
-                loss = mean_loss(groups, chosen, kept, metric, constants.logits)
+                loss = mean_loss(groups, chosen, kept, metric, constants.logits, constants.shift)
                 loss.backward()
                 constants.descend(step, learning_rate * min(1.0, 2 - 2 * step / steps))
                 bar.set_postfix(loss=float(loss.detach()))
@@ -120,15 +121,18 @@ class Constants:
         return Replacement(with_own_projections(self.model, run), consistent=False)
 
 
-def first_constants(model: Transformer, batches: Sequence[Batch], groups: Sequence[Group]) -> Constants:
+def first_constants(model: Transformer, batches: Sequence[Batch]) -> Constants:
     """The means. The unit of each number is its mean absolute deviation from its mean over the corrupted prompts."""
     mean = prepare_ablation(model, batches, START)(batches[0]).activations
     ours = _numbers(mean)
     total, count = torch.zeros_like(ours[0, 0], dtype=torch.float64), 0
-    for group in groups:
-        numbers = _numbers(record(model, group.batch.corrupted))
-        total += (numbers - ours).double().abs().sum((0, 1))
-        count += numbers.shape[0] * numbers.shape[1]
+
+    def deviation(batch: Batch) -> Tensor:
+        return (_numbers(record(model, batch.corrupted)) - ours).double().abs().sum((0, 1))
+
+    for batch, deviations in over_batches(batches, deviation):
+        total += deviations
+        count += batch.clean.numel()
     dtype = torch.promote_types(model.dtype, torch.float32)
     unit = (total / count).to(dtype)
     shift = torch.zeros_like(unit, requires_grad=True)

@@ -295,7 +295,7 @@ class _Run:
         total = z.new_zeros(())
         if block.attn_post is not None:
             assert len(heads) == self.model.n_heads, heads
-            total = attention.out(z.flatten(2))
+            total = attention.output(z)
             z = z * block.attn_post.statistics(total)[1].to(z.dtype)[..., None]
         deviations = written(block, heads, z - self.slice_of(self.base.z[layer], at)[:, :, heads])
         if block.attn_post is not None:

@@ -1,7 +1,6 @@
 """A plain forward pass from the middle of the model, over the last positions only."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,11 +40,9 @@ def resume(
 def _attention(model: Transformer, block: Block, base: Activations, layer: int, resid: Tensor, start: int,
                repeats: int) -> Tensor:
     attention, kv = block.attention, model.kv_head
-    normed = block.attn_norm(resid)
-    outputs: dict[Any, Tensor] = {module: module(normed) for module in attention.modules}
-    q, k, v = (part.of_output(outputs[part.module]) for part in (attention.q, attention.k, attention.v))
+    q, k, v = attention.project(block.attn_norm(resid))
     if start:
         k = torch.cat([base.k[layer][:, :start].repeat(repeats, 1, 1, 1), k], dim=1)
         v = torch.cat([base.v[layer][:, :start].repeat(repeats, 1, 1, 1), v], dim=1)
-    out = attention.out(model.attend(attention, q, k[:, :, kv], v[:, :, kv], start).flatten(2))
+    out = attention.output(model.attend(attention, q, k[:, :, kv], v[:, :, kv], start))
     return out if block.attn_post is None else block.attn_post(out)

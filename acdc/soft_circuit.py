@@ -77,19 +77,46 @@ class SoftCircuit:
         return cells_of(self.position, self.n_positions)
 
 
-def soft_circuit(model: Transformer, batch: Batch, replacement: Replacement, positions: Sequence[str] = ()
-                 ) -> SoftCircuit:
-    """`positions`: the names of the token positions that edges are told apart by (`Graph.positions`)."""
-    start = replacement.start(model, batch)
+def soft_circuit(model: Transformer, batch: Batch, replacement: Replacement, positions: Sequence[str] = (), *,
+                 weights: tuple[Tensor, ...] | None = None, start: int | None = None) -> SoftCircuit:
+    """`positions`: the names of the token positions that edges are told apart by (`Graph.positions`). `weights`: the
+    model's `soft_weights`, if at hand. `start`: an earlier position to start from than where the prompts differ."""
+    differs = replacement.start(model, batch)
+    start = differs if start is None else min(start, differs)
     run = replacement.activations
     with torch.no_grad(), frozen(model):
         deviation = (model.embed(batch.clean) - run.input)[:, start:]
         earlier = [(k[:, :start].clone(), v[:, :start].clone()) for k, v in zip(run.k, run.v, strict=True)]
         without = Activations(**{**run.__dict__, "q": [], "k": [], "v": [], "attn_scale": []})
         base = without.map(lambda x: x[:, start:].clone() if x.shape[1] > 1 else x)
-        weights = tuple(_weights(model, block) for block in model.blocks)
+        weights = soft_weights(model) if weights is None else weights
     groups = position_groups(batch, positions)[:, start:]
     return SoftCircuit(model, base, earlier, deviation, start, groups, max(1, len(positions)), weights)
+
+
+def soft_weights(model: Transformer) -> tuple[Float[Tensor, "channel d_head d_model"], ...]:
+    """`SoftCircuit.weights`, which all prompts share."""
+    with torch.no_grad():
+        return tuple(_weights(model, block) for block in model.blocks)
+
+
+def joined(parts: Sequence[SoftCircuit]) -> SoftCircuit:
+    """Prompts of one length and start that were prepared one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    shared = any(part.base.input.shape[0] < part.input.shape[0] for part in parts)  # a mean, of all prompts
+
+    def join(*tensors: Tensor) -> Tensor:
+        return tensors[0] if shared else torch.cat(tensors)
+
+    base: dict[str, Any] = {name: [join(*each) for each in zip(*(getattr(part.base, name) for part in parts), strict=True)]
+            if isinstance(values, list) else join(*(getattr(part.base, name) for part in parts))
+            for name, values in vars(first.base).items()}
+    earlier = [(join(*ks), join(*vs)) for ks, vs in
+               (zip(*of_layer, strict=True) for of_layer in zip(*(part.earlier for part in parts), strict=True))]
+    return replace(first, base=Activations(**base), earlier=earlier, input=torch.cat([part.input for part in parts]),
+                   position=torch.cat([part.position for part in parts]))
 
 
 def _weights(model: Transformer, block: Block) -> Float[Tensor, "channel d_head d_model"]:
@@ -229,7 +256,7 @@ def head_deviations(circuit: SoftCircuit, layer: int, reads: Reads) -> Float[Ten
     z = model.attend(attention, q, k, v, circuit.start)
     total = z.new_zeros(())
     if block.attn_post is not None:
-        total = attention.out(z.flatten(2))
+        total = attention.output(z)
         z = z * block.attn_post.statistics(total)[1].to(z.dtype)[..., None]
     heads = list(range(n_heads))
     by = written(block, heads, z - base.z[layer])

@@ -45,6 +45,13 @@ class Batch:
     def __len__(self) -> int:
         return self.clean.shape[0]
 
+    def rows(self, which: slice) -> "Batch":
+        """Some of the prompts."""
+        if which == slice(0, len(self)):
+            return self
+        tensors = (self.clean[which], self.corrupted[which], self.answer[which], self.wrong[which])
+        return Batch(*tensors, examples=self.examples[which])
+
     @cached_property
     def first_difference(self) -> int:
         """The first position at which any corrupted prompt differs from its clean one; a causal model computes the

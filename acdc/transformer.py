@@ -17,6 +17,7 @@ from torch import Tensor
 
 from acdc.architectures import anatomy_of
 from acdc.architectures.anatomy import Attention, Block
+from acdc.architectures.placement import device_of, is_offloaded, is_spread, parameter, placed
 from acdc.graph import KV, Graph, graph_of
 
 
@@ -34,7 +35,13 @@ class Transformer:
 
     @cached_property
     def anatomy(self) -> Any:
-        return anatomy_of(self.hf)
+        anatomy = anatomy_of(self.hf)
+        return placed(anatomy, self.device) if is_spread(self.hf) else anatomy
+
+    @cached_property
+    def is_offloaded(self) -> bool:
+        """Whether weights are fetched from the CPU or a disk when they are needed (accelerate)."""
+        return is_offloaded(self.hf)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -58,7 +65,8 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_output_embeddings().weight.device
+        """Where prompts, and what is computed here, are; of a model on several devices that of the unembedding."""
+        return device_of(self.hf.get_output_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,13 +78,19 @@ class Transformer:
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """What the first block reads: the output of the `input` node."""
-        return self.anatomy.embed(tokens)
+        return self.anatomy.embed(tokens).to(tokens.device)
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The logits from the residual stream after the last block."""
-        logits = self.hf.get_output_embeddings()(self.anatomy.final_norm(resid))
+        logits = self.hf.get_output_embeddings()(self.anatomy.final_norm(resid)).to(resid.device)
         cap = self.anatomy.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        weight = parameter(self.hf.get_output_embeddings(), "weight", self.device)
+        assert weight is not None
+        return weight
 
     def token_text(self, token: int) -> str:
         """A token as text; its number where there is no tokenizer."""
@@ -117,8 +131,8 @@ class Transformer:
         q = q if attention.q_norm is None else attention.q_norm(q)
         k = k if attention.k_norm is None else attention.k_norm(k)
         if attention.rotary is not None:
-            q = rotate(q, *attention.rotary(q_positions[None]))
-            k = rotate(k, *attention.rotary(k_positions[None]))
+            q = rotate(q, *(x.to(q.device) for x in attention.rotary(q_positions[None])))
+            k = rotate(k, *(x.to(k.device) for x in attention.rotary(k_positions[None])))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         visible = self._visible(q_positions, k_positions, attention.window)
         if softmax is None and attention.softcap is None and not attention.softmax_float32:
@@ -158,16 +172,16 @@ def rotate(
 def frozen(model: Transformer) -> Iterator[None]:
     """Evaluation mode and no gradients to weights inside, also within inference mode; all as it was outside."""
     training = [module for module in model.hf.modules() if module.training]
-    learning = [parameter for parameter in model.hf.parameters() if parameter.requires_grad]
+    learning = [weight for weight in model.hf.parameters() if weight.requires_grad]
     for module in training:
         module.training = False
-    for parameter in learning:
-        parameter.requires_grad_(False)
+    for weight in learning:
+        weight.requires_grad_(False)
     try:
         with torch.inference_mode(False):
             yield
     finally:
         for module in training:
             module.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        for weight in learning:
+            weight.requires_grad_(True)

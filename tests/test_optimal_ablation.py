@@ -36,7 +36,7 @@ def loss_of(model, circuit, batches, ablation):
 def constants_of(model, batches):
     with frozen(model):
         groups = prepare_prompts(model, batches, START, ())
-        return groups, first_constants(model, batches, groups)
+        return groups, first_constants(model, batches)
 
 
 def tensors(run):
@@ -101,7 +101,7 @@ def test_gradient_is_the_finite_difference(family):
     circuit = some_circuit(model)
     kept = torch.from_numpy(kept_matrix(circuit.graph, circuit.kept)).double()
     with frozen(model):
-        mean_loss(groups, torch.arange(5), kept, KL, constants.logits).backward()
+        mean_loss(groups, torch.arange(5), kept, KL, constants.logits, constants.shift).backward()
     gradient, at = constants.shift.grad, constants.shift.detach().clone()
     assert gradient is not None
     n_heads, d_head, d_model = model.blocks[0].attention.out_weight.shape

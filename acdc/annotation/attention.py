@@ -8,6 +8,7 @@ from torch import Tensor
 
 from acdc.activations import Activations, record
 from acdc.errors import AcdcError
+from acdc.fitting import over_batches
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
@@ -56,16 +57,16 @@ def mean_patterns(model: Transformer, batches: Sequence[Batch], heads: Sequence[
     Mean over the queries of that role in all prompts, so rows sum to 1. `names`: from `role_names` or
     `acdc.task.position_names`. Cost: a forward pass a batch.
     """
-    totals = torch.zeros(len(heads), len(names), len(names), dtype=torch.float64)
-    counts = torch.zeros(len(names), dtype=torch.float64)
+    def summed(batch: Batch) -> tuple[Tensor, Tensor]:
+        member = torch.nn.functional.one_hot(position_groups(batch, names), len(names)).float()
+        run, sums = record(model, batch.clean), torch.zeros(len(heads), len(names), len(names), dtype=torch.float64)
+        for layer in sorted({layer for layer, _ in heads}):
+            places = [i for i, (of, _) in enumerate(heads) if of == layer]
+            pattern = patterns(model, run, layer, [heads[i][1] for i in places]).float()
+            sums[places] = torch.einsum("bqr,bhqk,bks->hrs", member, pattern, member).cpu().double()
+        return sums, member.sum((0, 1)).cpu().double()
+
     with torch.no_grad(), frozen(model):
-        for batch in batches:
-            member = torch.nn.functional.one_hot(position_groups(batch, names), len(names)).float()
-            counts += member.sum((0, 1)).cpu().double()
-            run = record(model, batch.clean)
-            for layer in sorted({layer for layer, _ in heads}):
-                places = [i for i, (of, _) in enumerate(heads) if of == layer]
-                pattern = patterns(model, run, layer, [heads[i][1] for i in places]).float()
-                summed = torch.einsum("bqr,bhqk,bks->hrs", member, pattern, member)
-                totals[places] += summed.cpu().double()
+        found = [found for _, found in over_batches(batches, summed)]
+    totals, counts = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
     return (totals / counts.clamp(min=1)[None, :, None]).float()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from acdc.activations import Activations, contribution, record
 from acdc.errors import unknown_name
 from acdc.evaluation.significance import draw_weights, holm, interval, p_above, p_below
+from acdc.fitting import Halving, over_batches
 from acdc.metrics import Metric
 from acdc.patching import patch_nodes
 from acdc.resume import resume
@@ -44,14 +45,12 @@ def node_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, n
     node (backup heads): then each alone seems to matter little. Raises `AcdcError` for an unknown node, and for a
     single prompt, which has no spread.
     """
-    losses, gaps = [], []
     with torch.no_grad(), frozen(model), tqdm(total=len(nodes) * len(batches), desc="patching nodes", unit="node",
                                               disable=not progress) as bar:
-        for batch in batches:
-            loss, gap = _of_batch(model, batch, metric, nodes, bar)
-            losses.append(loss)
-            gaps.append(gap)
-    return _summed_up(nodes, np.concatenate(losses, axis=1), float(np.concatenate(gaps).mean()), seed)
+        found = [found for _, found in over_batches(
+            batches, lambda batch: _of_batch(model, batch, metric, nodes, bar))]
+    *losses, gaps = np.concatenate(found, axis=1)
+    return _summed_up(nodes, np.stack(losses), float(gaps.mean()), seed)
 
 
 def joint_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, sets: Mapping[str, Sequence[str]], *,
@@ -63,16 +62,17 @@ def joint_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, 
     """
     if not sets:
         return {}
-    losses, gaps = [], []
+
+    def rows(batch: Batch) -> Float[np.ndarray, "row prompt"]:
+        reference = model.logits(record(model, batch.clean).final[:, -1])
+        base = metric.loss(reference, batch, reference)
+        losses = [metric.loss(patch_nodes(model, batch, nodes), batch, reference) - base
+                  for nodes in (*sets.values(), ["input"])]
+        return torch.stack(losses).cpu().double().numpy()
+
     with torch.no_grad(), frozen(model):
-        for batch in batches:
-            reference = model.logits(record(model, batch.clean).final[:, -1])
-            runs = [patch_nodes(model, batch, nodes) for nodes in (*sets.values(), ["input"])]
-            base = metric.loss(reference, batch, reference)
-            *rows, gap = (metric.loss(run, batch, reference) - base for run in runs)
-            losses.append(torch.stack(rows).cpu().double().numpy())
-            gaps.append(gap.cpu().double().numpy())
-    return _summed_up(list(sets), np.concatenate(losses, axis=1), float(np.concatenate(gaps).mean()), seed)
+        *losses, gaps = np.concatenate([found for _, found in over_batches(batches, rows)], axis=1)
+    return _summed_up(list(sets), np.stack(losses), float(gaps.mean()), seed)
 
 
 def _summed_up(names: Sequence[str], values: Float[np.ndarray, "name prompt"], gap: float, seed: int
@@ -86,27 +86,29 @@ def _summed_up(names: Sequence[str], values: Float[np.ndarray, "name prompt"], g
 
 
 def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[str], bar: tqdm
-              ) -> tuple[Float[np.ndarray, "node prompt"], Float[np.ndarray, " prompt"]]:
-    """Loss increases with each node corrupted, and with everything."""
+              ) -> Float[np.ndarray, "row prompt"]:
+    """Loss increases with each node corrupted, and with everything as the last row."""
     clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
     reference = model.logits(clean.final[:, -1])
     base = metric.loss(reference, batch, reference)
     start, size = batch.first_difference if model.causal else 0, len(batch)
     found = torch.zeros(len(nodes), size, dtype=base.dtype)
-    per_pass = max(1, TOKENS_PER_PASS // (size * batch.clean.shape[1]))
+    fits = Halving("nodes", max(1, TOKENS_PER_PASS // (size * batch.clean.shape[1])))
     by_place: dict[tuple[int, bool], list[int]] = {}
     for i, node in enumerate(nodes):
         by_place.setdefault(read_first(model, node), []).append(i)
     for (layer, at_mlp), rows in by_place.items():
-        for first in range(0, len(rows), per_pass):
-            some = rows[first : first + per_pass]
+        def losses(part: slice, layer: int = layer, at_mlp: bool = at_mlp, rows: list[int] = rows) -> Tensor:
             resid = residual(model, clean, layer, at_mlp)[:, start:]
-            changed = torch.cat([resid + _change(model, clean, corrupted, nodes[i])[:, start:] for i in some])
-            logits = resume(model, clean, layer, changed, start, at_mlp=at_mlp).unflatten(0, (len(some), size))
-            found[some] = torch.stack([metric.loss(one, batch, reference) - base for one in logits]).cpu()
-            bar.update(len(some))
+            changed = torch.cat([resid + _change(model, clean, corrupted, nodes[i])[:, start:] for i in rows[part]])
+            logits = resume(model, clean, layer, changed, start, at_mlp=at_mlp).unflatten(0, (-1, size))
+            return torch.stack([metric.loss(one, batch, reference) - base for one in logits]).cpu()
+
+        for part, of_part in fits.over(len(rows), losses):
+            found[rows[part]] = of_part
+            bar.update(len(of_part))
     gap = metric.loss(model.logits(corrupted.final[:, -1]), batch, reference) - base
-    return found.double().numpy(), gap.cpu().double().numpy()
+    return torch.cat([found.double(), gap.cpu().double()[None]]).numpy()
 
 
 def read_first(model: Transformer, node: str) -> tuple[int, bool]:

@@ -218,7 +218,7 @@ def direct_logits(model: Transformer, layer: int, head: int, z: Float[Tensor, "r
 
 def unembedding(model: Transformer, tokens: Int[Tensor, " token"]) -> Float[Tensor, "token d_model"]:
     """The directions of the residual stream that tokens' logits are read by, but for the final norm's scale."""
-    weight, norm = model.hf.get_output_embeddings().weight[tokens], model.anatomy.final_norm
+    weight, norm = model.unembedding[tokens], model.anatomy.final_norm
     weight = weight if norm.gain is None else weight * norm.gain
     return weight - weight.mean(-1, keepdim=True) if norm.centered else weight
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from acdc.activations import attention_bias, contribution, record
 from acdc.annotation.head_roles import unembedding
 from acdc.annotation.sites import Site, read, site
+from acdc.architectures.placement import parameter
 from acdc.errors import AcdcError
 from acdc.evaluation.significance import Estimate, draw_weights, interval
+from acdc.fitting import over_batches
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -152,7 +154,7 @@ def unembed_scaled(model: Transformer, x: Float[Tensor, "*where d_model"]) -> Fl
     norm = model.anatomy.final_norm
     x = x - x.mean(-1, keepdim=True) if norm.centered else x
     x = x if norm.gain is None else x * norm.gain
-    return x @ model.hf.get_output_embeddings().weight.T
+    return x @ model.unembedding.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +200,8 @@ def direct_attribution(
         values = torch.stack([(contribution(model, run, src)[:, where] * direction).sum(-1)
                               for src in range(len(srcs))])
         constant = _constant(model, direction, answer, wrong)
-        head = model.hf.get_output_embeddings()
-        logits = head(model.anatomy.final_norm(final))
+        head = model.hf.get_output_embeddings()  # without the soft-cap
+        logits = head(model.anatomy.final_norm(final)).to(final.device)
         total = (logits.gather(-1, answer[:, None, None].expand(-1, len(where), 1))
                  - logits.gather(-1, wrong[:, None, None].expand(-1, len(where), 1)))[..., 0]
     return Direct(tuple(node.name for node in srcs), tuple(where), values.cpu(), constant.cpu(), total.cpu())
@@ -208,15 +210,16 @@ def direct_attribution(
 def _constant(model: Transformer, direction: Float[Tensor, "batch pos d_model"], answer: Tensor, wrong: Tensor
               ) -> Float[Tensor, "batch pos"]:
     """What biases add: those of attention go through the final norm, the others do not."""
-    head, norm = model.hf.get_output_embeddings(), model.anatomy.final_norm
+    weight, norm = model.unembedding, model.anatomy.final_norm
+    of_tokens = parameter(model.hf.get_output_embeddings(), "bias", model.device)
     biases = [bias for block in model.blocks if (bias := attention_bias(block)) is not None]
     constant = direction.new_zeros(direction.shape[:2])
     if biases:
         constant = constant + (torch.stack(biases).sum(0) * direction).sum(-1)
     if norm.bias is not None:
-        constant = constant + ((head.weight[answer] - head.weight[wrong]) @ norm.bias)[:, None]
-    if getattr(head, "bias", None) is not None:
-        constant = constant + (head.bias[answer] - head.bias[wrong])[:, None]
+        constant = constant + ((weight[answer] - weight[wrong]) @ norm.bias)[:, None]
+    if of_tokens is not None:
+        constant = constant + (of_tokens[answer] - of_tokens[wrong])[:, None]
     return constant
 
 
@@ -234,7 +237,8 @@ def attribute_answers(model: Transformer, batches: Sequence[Batch], *, seed: int
 
     Each interval is of its node by itself. A single prompt has no spread: its intervals are as wide as none, the value.
     """
-    found = [direct_attribution(model, batch.clean, batch.answer, batch.wrong) for batch in batches]
+    found = [of_part for _, of_part in over_batches(
+        batches, lambda batch: direct_attribution(model, batch.clean, batch.answer, batch.wrong))]
     if not found:
         raise AcdcError("no prompts given: the list of batches is empty")
     values = torch.cat([one.values[..., 0] for one in found], dim=1).double().numpy()

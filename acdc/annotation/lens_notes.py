@@ -7,6 +7,7 @@ import torch
 from acdc.activations import contribution, record
 from acdc.annotation.lens import attribute_answers, unembed_scaled
 from acdc.circuit import Annotation
+from acdc.fitting import over_batches
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -24,15 +25,16 @@ def lens_notes(model: Transformer, batches: Sequence[Batch], nodes: Sequence[str
         return []
     found = attribute_answers(model, batches, seed=seed)
     places = [model.graph().src_index[node] for node in nodes]
-    total, n = None, sum(map(len, batches))
+    n = sum(map(len, batches))
+
+    def wrote(batch: Batch) -> torch.Tensor:
+        run = record(model, batch.clean)
+        rstd = model.anatomy.final_norm.statistics(run.final[:, -1])[1]
+        return torch.stack([(contribution(model, run, place)[:, -1] * rstd).sum(0) for place in places]) / n
+
     with torch.no_grad(), frozen(model):
-        for batch in batches:
-            run = record(model, batch.clean)
-            rstd = model.anatomy.final_norm.statistics(run.final[:, -1])[1].to(run.final.dtype)
-            wrote = torch.stack([(contribution(model, run, place)[:, -1] * rstd).sum(0) for place in places]) / n
-            total = wrote if total is None else total + wrote
-        assert total is not None
-        logits = unembed_scaled(model, total).float()
+        total = torch.stack([found for _, found in over_batches(batches, wrote)]).sum(0)
+        logits = unembed_scaled(model, total.to(model.dtype)).float()
         logits = logits - logits.mean(-1, keepdim=True)
     k = min(N_TOKENS, logits.shape[-1])
     notes = []

@@ -16,6 +16,7 @@ from torch import Tensor
 from acdc.activations import Activations, contribution, out_weight, record
 from acdc.annotation.attention import patterns
 from acdc.annotation.head_roles import Heads, Measured, RoleScore, p_mean_above, scores_of, unembedding
+from acdc.fitting import over_batches
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -57,11 +58,12 @@ def movers_and_inhibitors(model: Transformer, batches: Sequence[Batch], heads: H
     if not heads or sum(len(batch) for batch in eligible) < LEAST_PROMPTS:
         return []
     with torch.no_grad(), frozen(model):
-        at_end = _joined([_at_end(model, batch, heads) for batch in eligible])
+        at_end = _joined([found for _, found in over_batches(eligible, lambda b: _at_end(model, b, heads))])
         scores = [*_movers(at_end, heads, 1), *_movers(at_end, heads, -1)]
         movers = [(score.layer, score.head) for score in scores if score.found]
         if movers:
-            lowered, attention = zip(*(_lowered(model, batch, heads, movers) for batch in eligible), strict=True)
+            found = over_batches(eligible, lambda batch: _lowered(model, batch, heads, movers))
+            lowered, attention = zip(*(of_part for _, of_part in found), strict=True)
             scores += _inhibitors(at_end, heads, np.concatenate(lowered, 1), np.concatenate(attention))
     return scores
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from acdc.activations import Activations, contribution, record
 from acdc.annotation.sites import read
 from acdc.errors import AcdcError, unknown_name
+from acdc.fitting import over_batches
 from acdc.metrics import METRICS, Metric
 from acdc.resume import resume
 from acdc.task import Batch, position_groups, position_names
@@ -86,17 +87,22 @@ def sweep(
     n = sum(map(len, batches))
     with torch.no_grad(), frozen(model), tqdm(total=len(rows) * len(batches), desc=f"patching, {place}", unit="layer",
                                               disable=not progress) as bar:
-        for batch in batches:
-            runs = _Runs.of(model, batch, place, direction)
+
+        def summed(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            runs, found = _Runs.of(model, batch, place, direction), np.zeros_like(total)
             reference = model.logits(runs.clean.final[:, -1])
-            for i, run in enumerate((runs.clean, runs.corrupted)):
-                ends[i] += float(metric(model.logits(run.final[:, -1]), batch, reference).sum())
             masks = None if place == "head" else _masks(batch, columns)
             for row in range(len(rows)):
                 for first, logits in _patched(model, runs, place, row, masks, batch):
                     values = [float(metric(one, batch, reference).sum()) for one in logits.split(len(batch))]
-                    total[row, first : first + len(values)] += values
+                    found[row, first : first + len(values)] += values
                 bar.update()
+            return found, np.array([float(metric(model.logits(run.final[:, -1]), batch, reference).sum())
+                                    for run in (runs.clean, runs.corrupted)])
+
+        for _, (found, of_ends) in over_batches(batches, summed):
+            total += found
+            ends += of_ends
     return Sweep(place, direction, metric.name, rows, columns, total / n, *(ends / n).tolist())
 
 

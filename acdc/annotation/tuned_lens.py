@@ -220,7 +220,7 @@ def save_tuned_lens(lens: TunedLens, model: Transformer, folder: str | Path) -> 
 def unembed_hash(model: Transformer) -> str:
     """The hash by which tuned-lens tells unembeddings apart: sha256 of how numpy prints the matrix, in short and to one
     decimal. Models with much the same unembedding have the same."""
-    weight = model.hf.get_output_embeddings().weight.detach().float().cpu().numpy()
+    weight = model.unembedding.detach().float().cpu().numpy()
     with np.printoptions(precision=1, threshold=1000, edgeitems=3, linewidth=75):
         return hashlib.sha256(np.array_str(weight, precision=1).encode()).hexdigest()
 

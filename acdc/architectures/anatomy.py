@@ -1,6 +1,8 @@
 """Where a model keeps what it computes with: the parts that an adapter names, and their algebra.
 
-Weights are read from the HuggingFace modules whenever they are used, as views, so a model may be moved or cast.
+Weights are read from the HuggingFace modules whenever they are used, as views, so a model may be moved or cast. Where
+accelerate spreads a model over devices, they are read at `home`, the model's device, and what modules compute comes
+back to where their input was.
 """
 
 from collections.abc import Callable
@@ -10,6 +12,8 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from acdc.architectures.placement import parameter
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,19 @@ class Norm:
     eps: float | None
     centered: bool = False
     gain_offset: float = 0.0
+    home: torch.device | None = None
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return self.module(x)
+        return self.module(x).to(x.device)
 
     @property
     def gain(self) -> Float[Tensor, " d_model"] | None:
-        weight = getattr(self.module, "weight", None)
+        weight = parameter(self.module, "weight", self.home)
         return weight + self.gain_offset if weight is not None and self.gain_offset else weight
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | None:
-        return getattr(self.module, "bias", None)
+        return parameter(self.module, "bias", self.home)
 
     def statistics(
         self, x: Float[Tensor, "*batch d_model"]
@@ -69,6 +74,7 @@ class Projection:
     layout: Literal["heads", "parts heads", "heads parts"] = "heads"
     part: int = 0
     transposed: bool = False
+    home: torch.device | None = None
 
     def of_output(self, output: Float[Tensor, "*batch out"]) -> Float[Tensor, "*batch head d_head"]:
         """This projection's share of what the module returned."""
@@ -76,11 +82,14 @@ class Projection:
 
     @property
     def weight(self) -> Float[Tensor, "head d_head d_model"]:
-        return self._split(self.module.weight.T if self.transposed else self.module.weight, 0)
+        weight = parameter(self.module, "weight", self.home)
+        assert weight is not None
+        return self._split(weight.T if self.transposed else weight, 0)
 
     @property
     def bias(self) -> Float[Tensor, "head d_head"] | None:
-        return None if self.module.bias is None else self._split(self.module.bias, 0)
+        bias = parameter(self.module, "bias", self.home)
+        return None if bias is None else self._split(bias, 0)
 
     def _split(self, tensor: Tensor, dim: int) -> Tensor:
         if self.layout == "heads":
@@ -109,11 +118,29 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     softmax_float32: bool = False
+    home: torch.device | None = None
 
     @property
     def out_weight(self) -> Float[Tensor, "head d_head d_model"]:
-        weight = self.out.weight if self.out_transposed else self.out.weight.T
-        return weight.unflatten(0, (self.q.n_heads, self.q.d_head))
+        weight = parameter(self.out, "weight", self.home)
+        assert weight is not None
+        return (weight if self.out_transposed else weight.T).unflatten(0, (self.q.n_heads, self.q.d_head))
+
+    @property
+    def out_bias(self) -> Float[Tensor, " d_model"] | None:
+        return parameter(self.out, "bias", self.home)
+
+    def project(self, normed: Float[Tensor, "*batch d_model"]
+                ) -> tuple[Float[Tensor, "*batch head d_head"], Float[Tensor, "*batch kv_head d_head"],
+                           Float[Tensor, "*batch kv_head d_head"]]:
+        """q, k and v of what the norm returned, each module run once."""
+        outputs = {module: module(normed).to(normed.device) for module in self.modules}
+        q, k, v = (part.of_output(outputs[part.module]) for part in (self.q, self.k, self.v))
+        return q, k, v
+
+    def output(self, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch d_model"]:
+        """What all heads write together, their bias included."""
+        return self.out(z.flatten(-2)).to(z.device)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -141,7 +168,7 @@ class Block:
 
     def mlp_output(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the MLP adds to the residual stream when it reads x."""
-        out = self.mlp(self.mlp_norm(x))
+        out = self.mlp(self.mlp_norm(x)).to(x.device)
         return out if self.mlp_post is None else self.mlp_post(out)
 
 

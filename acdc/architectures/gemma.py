@@ -5,6 +5,7 @@ from typing import Any
 
 from acdc.architectures.anatomy import Anatomy, Attention, Block, Norm
 from acdc.architectures.llama import separate_projections
+from acdc.architectures.placement import like
 from acdc.errors import AcdcError
 
 
@@ -23,8 +24,7 @@ def gemma(hf: Any) -> Anatomy:
     rotary_by_type = config.model_type == "gemma3_text"
 
     def rotary(layer_type: str, positions: Any) -> Any:
-        reference = body.embed_tokens.weight
-        return body.rotary_emb(reference, positions, *([layer_type] if rotary_by_type else []))
+        return body.rotary_emb(like(body.embed_tokens, positions), positions, *([layer_type] if rotary_by_type else []))
 
     def head_norm(block: Any, name: str) -> Norm | None:
         return gemma_norm(getattr(block.self_attn, name)) if hasattr(block.self_attn, name) else None

@@ -32,6 +32,7 @@ def gpt2(hf: Any) -> Anatomy:
     )
 
     def embed(tokens: torch.Tensor) -> torch.Tensor:
-        return body.wte(tokens) + body.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return body.wte(tokens).to(tokens.device) + body.wpe(places).to(tokens.device)
 
     return Anatomy(blocks, embed, layer_norm(body.ln_f))

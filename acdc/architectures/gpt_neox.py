@@ -3,6 +3,7 @@
 from typing import Any
 
 from acdc.architectures.anatomy import Anatomy, Attention, Block, Projection, layer_norm
+from acdc.architectures.placement import like
 
 
 def gpt_neox(hf: Any) -> Anatomy:
@@ -20,7 +21,7 @@ def gpt_neox(hf: Any) -> Anatomy:
                 *(projection(layer.attention, part) for part in range(3)),
                 out=layer.attention.dense,
                 scaling=layer.attention.scaling,
-                rotary=lambda positions: body.rotary_emb(body.embed_in.weight, positions),
+                rotary=lambda positions: body.rotary_emb(like(body.embed_in, positions), positions),
                 softmax_float32=config._attn_implementation == "eager",
             ),
             mlp_norm=layer_norm(layer.post_attention_layernorm),

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from acdc.architectures.anatomy import Anatomy, Attention, Block, Norm, Projection
+from acdc.architectures.placement import like
 
 
 def rms_norm(module: Any) -> Norm:
@@ -43,7 +44,7 @@ def llama(hf: Any) -> Anatomy:
                 *separate_projections(block.self_attn, config),
                 out=block.self_attn.o_proj,
                 scaling=block.self_attn.scaling,
-                rotary=lambda positions: body.rotary_emb(body.embed_tokens.weight, positions),
+                rotary=lambda positions: body.rotary_emb(like(body.embed_tokens, positions), positions),
                 q_norm=head_norm(block, "q_norm"),
                 k_norm=head_norm(block, "k_norm"),
                 window=window(block),

@@ -25,8 +25,9 @@ from acdc.circuit import Circuit, EdgeScores
 from acdc.discovery.acdc_sequential import assumed
 from acdc.discovery.journal import Journal, hash_of, hash_of_prompts
 from acdc.errors import AcdcError, unknown_name
+from acdc.fitting import Halving, over_batches
 from acdc.graph import KV, Graph
-from acdc.live_state import LiveState, find_needed
+from acdc.live_state import LiveState, Trial, find_needed
 from acdc.metrics import METRICS, Metric
 from acdc.models import weights_hash
 from acdc.task import Batch, position_names
@@ -178,7 +179,9 @@ class _Search:
         self.model, self.metric, self.graph, self.order = model, metric, graph, order
         self.bytes = memory_gib * 2**30
         replace = prepare_ablation(model, batches, ablation)
-        self.states = [LiveState(model, batch, replace(batch), graph.positions) for batch in batches]
+        self.states = [state for _, state in over_batches(
+            batches, lambda batch: LiveState(model, batch, replace(batch), graph.positions))]
+        self.fits = Halving("removals")
         self.n_evaluated = 0
         self.references = [model.logits(state.clean.final[:, -1]) for state in self.states]
 
@@ -263,10 +266,10 @@ class _Search:
             edges = self._edges(matrix, c)
             limit = max(1, int(self.bytes // sum(state.row_bytes(into[0]) for state in self.states)))
             while edges:
-                tried = edges[: min(rows, limit)]
+                part, (trials, losses) = next(self.fits.over(
+                    min(rows, limit, len(edges)), lambda part, into=into, edges=edges: self._try(into, edges[part])))
+                tried = edges[part]
                 srcs, _, at = self._places(tried)
-                trials = [state.trial(into, srcs, at) for state in self.states]
-                losses = self._losses([trial.logits for trial in trials])
                 effects = np.diff(losses, prepend=current).tolist()
                 n_cut = next((i for i, effect in enumerate(effects) if rule.keeps(effect)), len(tried))
                 if n_cut:
@@ -282,6 +285,12 @@ class _Search:
                 bar.update(len(decided))
                 bar.set_postfix(evaluated=self.n_evaluated, loss=f"{current:.4g}", at=self.graph.channels[c].name)
         log.sync()
+
+    def _try(self, into: Sequence[int], edges: Sequence[int]) -> tuple[list[Trial], Float[np.ndarray, " row"]]:
+        """Cumulative removals from some channels, one more in each row; and the mean loss of each."""
+        srcs, _, at = self._places(edges)
+        trials = [state.trial(into, srcs, at) for state in self.states]
+        return trials, self._losses([trial.logits for trial in trials])
 
     def _losses(self, logits: Sequence[Float[Tensor, "row _ vocab"]]) -> Float[np.ndarray, " row"]:
         """The mean loss over all prompts, row by row."""

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 from tqdm import tqdm
 
 from acdc.ablation import prepare_ablation
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
+from acdc.fitting import Halving, over_batches
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
@@ -50,16 +52,18 @@ def acdc_sequential(
     graph = model.graph(kv, position_names(batches, positions))
     replace = prepare_ablation(model, batches, ablation)
     kept = np.ones(graph.n_edges, dtype=bool) if shortlist is None else shortlist.kept.copy()
-    runs = [(batch, replace(batch)) for batch in batches]
     everything = Circuit(graph, np.ones(graph.n_edges, dtype=bool))
-    references = [run_circuit(model, batch, everything, replacement) for batch, replacement in runs]
+    runs, fits = list(over_batches(batches, replace)), Halving()
+
+    def logits(circuit: Circuit) -> list[Float[Tensor, "batch vocab"]]:
+        return [torch.cat([found for _, found in fits.over(len(batch), lambda rows, batch=batch, of=replacement: (
+            run_circuit(model, batch.rows(rows), circuit, of.rows(rows))))]) for batch, replacement in runs]
+
+    references = logits(everything)
 
     def loss(kept: Bool[np.ndarray, " edge"]) -> float:
-        circuit = Circuit(graph, kept)
-        values = [
-            metric.loss(run_circuit(model, batch, circuit, replacement), batch, reference)
-            for (batch, replacement), reference in zip(runs, references, strict=True)
-        ]
+        values = [metric.loss(found, batch, reference) for found, (batch, _), reference in zip(
+            logits(Circuit(graph, kept)), runs, references, strict=True)]
         return float(torch.cat(values).double().mean())
 
     scores = np.full(graph.n_edges, -np.inf)

@@ -5,7 +5,7 @@ are swapped in, many to a pass; only the node that reads the edge and the layers
 from the first that differs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, differences, record
 from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
+from acdc.fitting import Halving, over_batches
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.resume import resume
@@ -45,18 +46,15 @@ def exact(
     of a pass an edge.
     """
     graph = model.graph(kv, position_names(batches, positions))
-    values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
-    alone = np.zeros((n_prompts, graph.n_edges), dtype=np.float32) if per_prompt else None
-
-    def add(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows] += effects.sum(1).cpu().numpy() / n_prompts
-        if alone is not None:
-            alone[prompts, rows] = effects.T.cpu().numpy()
-
-    _patch_edges(model, batches, metric, np.arange(graph.n_edges), add, graph=graph, ablation=ablation,
-                 progress=progress)
+    values, alone = np.zeros(graph.n_edges), []
+    for effects in _patch_edges(model, batches, metric, np.arange(graph.n_edges), graph=graph, ablation=ablation,
+                                progress=progress):
+        values += effects.sum(1)
+        if per_prompt:
+            alone.append(effects.T.astype(np.float32))
     provenance = {"method": "exact", "method_options": {}, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, values, provenance, alone)
+    return EdgeScores(graph, values / sum(len(batch) for batch in batches), provenance,
+                      np.concatenate(alone) if per_prompt else None)
 
 
 def exact_effects(
@@ -78,13 +76,8 @@ def exact_effects(
     outside = edges[(edges < 0) | (edges >= graph.n_edges)]
     if len(outside):
         raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
-    values = np.zeros((len(edges), sum(len(batch) for batch in batches)))
-
-    def put(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows, prompts] = effects.cpu().numpy()
-
-    _patch_edges(model, batches, metric, edges, put, graph=graph, ablation=ablation, progress=progress)
-    return values
+    found = _patch_edges(model, batches, metric, edges, graph=graph, ablation=ablation, progress=progress)
+    return np.concatenate(list(found), axis=1)
 
 
 def _patch_edges(
@@ -92,28 +85,32 @@ def _patch_edges(
     batches: Sequence[Batch],
     metric: Metric,
     edges: Int[np.ndarray, " edge"],
-    take: Callable[[np.ndarray, slice, Float[Tensor, "row prompt"]], None],
     *,
     graph: Graph,
     ablation: str | Ablation,
     progress: bool,
-) -> None:
-    """Patches each edge alone; `take` gets places in `edges`, a range of prompts, and the effects there."""
+) -> Iterator[Float[np.ndarray, "edge prompt"]]:
+    """Patches each edge alone: the effects, batch by batch."""
     replace = prepare_ablation(model, batches, ablation)
     order = np.argsort(edges, kind="stable")  # edges are numbered channel by channel
     channels, first_places = np.unique(graph.edge_channel[edges[order]], return_index=True)
     places_of_channel = np.split(order, first_places[1:])
-    first_prompt = 0
     bar = tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress)
+
+    def effects(batch: Batch) -> Float[np.ndarray, "edge prompt"]:
+        found = np.zeros((len(edges), len(batch)))
+        patch = _EdgePatch(model, batch, metric, replace(batch), graph) if len(edges) else None
+        for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
+            assert patch is not None
+            for part, of_part in patch.srcs.over(len(places), lambda part, c=c, places=places: patch.effects(
+                    graph.channels[c], edges[places[part]])):
+                found[places[part]] = of_part.double().cpu().numpy()
+                bar.update(len(of_part))
+        return found
+
     with torch.no_grad(), frozen(model), bar:
-        for batch in batches if len(edges) else []:
-            patch = _EdgePatch(model, batch, metric, replace(batch), graph)
-            prompts = slice(first_prompt, first_prompt := first_prompt + len(batch))
-            for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
-                for first in range(0, len(places), patch.srcs_per_pass):
-                    rows = places[first : first + patch.srcs_per_pass]
-                    take(rows, prompts, patch.effects(graph.channels[c], edges[rows]).double())
-                    bar.update(len(rows))
+        for _, found in over_batches(batches, effects):
+            yield found
 
 
 class _EdgePatch:
@@ -133,7 +130,8 @@ class _EdgePatch:
         self.position = position_groups(batch, graph.positions)[:, self.start :]
         # Each row holds keys of the whole length, and logits.
         vocab, d_model = self.reference.shape[-1], self.clean.final.shape[-1]
-        self.srcs_per_pass = max(1, TOKENS_PER_PASS // (len(batch) * (batch.clean.shape[1] + vocab // (16 * d_model))))
+        tokens = len(batch) * (batch.clean.shape[1] + vocab // (16 * d_model))
+        self.srcs = Halving("edges", max(1, TOKENS_PER_PASS // tokens))
 
     def effects(self, channel: Channel, edges: Int[np.ndarray, " edge"]) -> Float[Tensor, "edge batch"]:
         """Loss increase when the channel reads the replacement along each of these edges of its own in turn."""
@@ -182,7 +180,7 @@ class _EdgePatch:
         change = (moved @ attention.out_weight[heads]).sum(0).view(n, *reads.shape[1:])
         if block.attn_post is None:
             return change
-        total = attention.out(clean_z.flatten(2))
+        total = attention.output(clean_z)
         return block.attn_post(total + change) - block.attn_post(total)
 
     def at_window(self, resid: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from acdc.ablation import Replacement, prepare_ablation
 from acdc.activations import Activations, Resid, Taps, differences, record, record_with_taps
 from acdc.architectures.anatomy import Projection
 from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
+from acdc.fitting import over_batches
 from acdc.graph import KV, Graph
 from acdc.metrics import Metric
 from acdc.positions import Cells, cells_of
@@ -112,17 +112,21 @@ def batch_scores(
     per_prompt: bool,
     progress: bool,
 ) -> Iterator[Float[np.ndarray, "prompt edge"]]:
-    """For each batch, the scores of every prompt, or their sum over prompts as one row; in float64."""
+    """For each batch, or part of one, the scores of every prompt, or their sum over prompts as one row; in float64."""
     if not metric.differentiable:
         raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
     replace = prepare_ablation(model, batches, ablation)
+
+    def scores(batch: Batch) -> Float[np.ndarray, "prompt edge"]:
+        replacement = replace(batch)
+        n_prompts = len(batch) if per_prompt else 1
+        parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
+        found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+        return _of_edges(graph, found.cpu().numpy())
+
     with frozen(model):
-        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            replacement = replace(batch)
-            n_prompts = len(batch) if per_prompt else 1
-            parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
-            found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
-            yield _of_edges(graph, found.cpu().numpy())
+        for _, found in over_batches(batches, scores, desc="attributing", progress=progress):
+            yield found
 
 
 def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:
@@ -181,43 +185,63 @@ def gradients_at_points(
     model: Transformer, batch: Batch, metric: Metric, replaced: Activations, points: Sequence[float], start: int
 ) -> tuple[Activations, list[LayerGradient], Float[Tensor, "batch d_model"]]:
     """The clean run, and the gradients of each layer and at the final norm, at positions from `start`, summed over
-    `points`."""
+    `points`, in float32 at least.
+
+    Of a model with offloaded weights a layer at a time is differentiated, as a graph of all would hold all weights.
+    """
     clean = None if 1.0 in points else record(model, batch.clean)
     assert 1.0 not in points[1:], points
-    layers: list[LayerGradient] = []
-    wide = torch.promote_types(model.dtype, torch.float32)  # gradients of many steps are summed
-    logits_gradient = torch.zeros((), device=model.device, dtype=wide)
+    total: list[LayerGradient] = []
+    logits_gradient: Tensor | None = None
     for point in points:
         inside = None if point == 1.0 else replaced.input + point * (model.embed(batch.clean) - replaced.input)
-        run, taps = record_with_taps(model, batch.clean, inside)
+        reference = None if clean is None or not metric.reads_reference else model.logits(clean.final[:, -1])
+
+        def loss(logits: Tensor, reference: Tensor | None = reference) -> Tensor:
+            return metric.loss(logits, batch, logits.detach() if reference is None else reference)
+
+        if model.is_offloaded:
+            from acdc.discovery.rules import backward  # here, because it reads this module
+
+            run = record(model, batch.clean, inside)
+            layers, at_logits = backward(model, run, loss, start)
+        else:
+            run, layers, at_logits = _forward_and_backward(model, batch, inside, loss, start)
         clean = run if point == 1.0 else clean
-        assert clean is not None
-        with torch.enable_grad():
-            logits = model.logits(taps.final[:, -1])
-            reference = model.logits(clean.final[:, -1]).detach() if metric.reads_reference else logits
-            loss = metric.loss(logits, batch, reference).sum()
-        gradients = _tap_gradients(loss, taps)
-        del taps, logits, reference, loss
-        logits_gradient = logits_gradient + gradients.final[:, -1].to(wide)
-        for layer in range(model.n_layers):
-            head = _head_gradient(model, layer, run, gradients.z[layer], start)
-            mlp = gradients.mlp_in[layer][:, start:]
-            if len(layers) <= layer:
-                layers.append(LayerGradient(head.u, [(head.x_hat, head.along)], mlp.to(wide, copy=True)))
-            else:
-                layers[layer].u.add_(head.u)
-                layers[layer].mlp.add_(mlp)
-                layers[layer].steps.append((head.x_hat, head.along))
-    assert clean is not None
-    return clean, layers, logits_gradient
+        logits_gradient = at_logits if logits_gradient is None else logits_gradient + at_logits
+        for layer, more in zip(total, layers, strict=bool(total)):
+            layer.u.add_(more.u)
+            layer.mlp.add_(more.mlp)
+            layer.steps.extend(more.steps)
+        total = total or layers
+    assert clean is not None and logits_gradient is not None
+    return clean, total, logits_gradient
 
 
-def _tap_gradients(loss: Tensor, taps: Taps) -> Taps:
+def _forward_and_backward(
+    model: Transformer, batch: Batch, input: Resid | None, loss: Callable[[Tensor], Tensor], start: int
+) -> tuple[Activations, list[LayerGradient], Float[Tensor, "batch d_model"]]:
+    """HuggingFace's own, of all layers at once: the run, and the gradients in float32 at least."""
+    run, taps = record_with_taps(model, batch.clean, input)
+    with torch.enable_grad():
+        total = loss(model.logits(taps.final[:, -1])).sum()
+    gradients = _tap_gradients(model, total, taps)
+    del taps, total
+    wide = torch.promote_types(model.dtype, torch.float32)
+    layers = []
+    for layer, (at_z, at_mlp) in enumerate(zip(gradients.z, gradients.mlp_in, strict=True)):
+        head = _head_gradient(model, layer, run, at_z, start)
+        layers.append(LayerGradient(head.u, [(head.x_hat, head.along)], at_mlp[:, start:].to(wide, copy=True)))
+    return run, layers, gradients.final[:, -1].to(wide)
+
+
+def _tap_gradients(model: Transformer, loss: Tensor, taps: Taps) -> Taps:
     n = len(taps.z)
     # A layer that cannot reach the logits (a model with an MLP of no effect) has gradient 0.
     gradients = torch.autograd.grad(loss, [*taps.z, *taps.mlp_in, taps.final], allow_unused=True,
                                     materialize_grads=True)
-    return Taps(list(gradients[:n]), list(gradients[n:-1]), gradients[-1])
+    gradients = [gradient.to(model.device) for gradient in gradients]
+    return Taps(gradients[:n], gradients[n:-1], gradients[-1])
 
 
 def _head_gradient(model: Transformer, layer: int, run: Activations, z_gradient: Tensor, start: int) -> HeadGradient:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from acdc.ablation import check_ablation
 from acdc.activations import Activations, Resid, contribution, record
 from acdc.circuit import EdgeScores
+from acdc.fitting import over_batches
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_groups, position_names
@@ -52,16 +52,21 @@ def ifr(
     graph = model.graph(kv, position_names(batches, positions))
     read_of_channel = [_place(graph, c) for c in range(len(graph.channels))]
     total, alone = np.zeros(graph.n_edges), []
+
+    def scores(batch: Batch) -> Float[np.ndarray, "prompt edge"]:
+        """Of every prompt, or their sum as one row."""
+        run, weights, found = record(model, batch.clean), _weights(batch, graph), []
+        for rows in _chunks(batch, graph, run):
+            shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
+            of_rows = np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
+            found.append(of_rows if per_prompt else of_rows.sum(0, keepdims=True))
+        return np.concatenate(found)
+
     with torch.no_grad(), frozen(model):
-        for batch in tqdm(batches, desc="following the flow", unit="batch", disable=not progress):
-            run = record(model, batch.clean)
-            weights = _weights(batch, graph)
-            for rows in _chunks(batch, graph, run):
-                shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
-                scores = np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
-                total += scores.sum(0)
-                if per_prompt:
-                    alone.append(scores.astype(np.float32))
+        for _, found in over_batches(batches, scores, desc="following the flow", progress=progress):
+            total += found.sum(0)
+            if per_prompt:
+                alone.append(found.astype(np.float32))
     provenance = {"method": "ifr", "method_options": {}, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, total / sum(len(batch) for batch in batches), provenance,
                       np.concatenate(alone) if per_prompt else None)

@@ -210,7 +210,7 @@ def train_masks(
     multipliers = start.new_zeros(2)
     betas = (0.9, 0.98) if training.constraint == "budget" else (0.9, 0.999)
     state = State(start.clone(), multipliers, (Adam(start, betas), Adam(multipliers)), 0, [], constants)
-    run = SoftCircuit.logits if constants is None else constants.logits
+    run, learned = (SoftCircuit.logits, []) if constants is None else (constants.logits, [constants.shift])
     if checkpoint is not None:
         checkpoint.load(state)
     n_prompts = sum(len(group.batch) for group in groups)
@@ -223,7 +223,7 @@ def train_masks(
             uniform = uniform.clamp(1e-6, 1 - 1e-6).to(start.device, start.dtype)
 
             def loss_of(masks: Tensor, chosen: Tensor = chosen) -> Tensor:
-                return mean_loss(groups, chosen, to_kept(masks), metric, run)
+                return mean_loss(groups, chosen, to_kept(masks), metric, run, *learned)
 
             point = take(loss_of, training, state, uniform, of)
             if constants is not None:

@@ -124,11 +124,10 @@ def _gradients(
 def _attended(model: Transformer, clean: Activations, layer: int, x: Resid, start: int, taps: _Taps) -> Resid:
     """What attention adds to the residual stream x."""
     block, kv = model.blocks[layer], model.kv_head
-    attention, normed = block.attention, block.attn_norm(x)
-    outputs = {module: module(normed) for module in attention.modules}
-    q, k, v = (part.of_output(outputs[part.module]) for part in (attention.q, attention.k, attention.v))
+    attention = block.attention
+    q, k, v = attention.project(block.attn_norm(x))
     k, v = (torch.cat([getattr(clean, name)[layer][:, :start], now], dim=1)[:, :, kv]
             for name, now in (("k", k), ("v", v)))
     taps.attn_in[layer], taps.qkv[layer] = x, (q, k, v)
-    out = attention.out(model.attend(attention, q, k, v, start).flatten(2))
+    out = attention.output(model.attend(attention, q, k, v, start))
     return out if block.attn_post is None else block.attn_post(out)

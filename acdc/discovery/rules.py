@@ -140,7 +140,7 @@ def _at_z(
     if block.attn_post is not None:
         assert scale is not None
         z = run.z[layer][:, start:] / scale[:, start:, None]
-        resid = _pulled_back(block.attn_post, attention.out(z.flatten(-2)), resid)
+        resid = _pulled_back(block.attn_post, attention.output(z), resid)
     weight = attention.out_weight
     return (resid.to(weight.dtype) @ weight.flatten(0, 1).T).unflatten(-1, weight.shape[:2])
 

@@ -67,7 +67,7 @@ def ugs(
     with frozen(model):
         learns = ablation == "optimal"
         groups = prepare_prompts(model, batches, START if learns else ablation, graph.positions)
-        constants = first_constants(model, batches, groups) if learns else None
+        constants = first_constants(model, batches) if learns else None
         first = first_masks(model, graph.n_edges, training)
         matrix = EdgeMatrix(graph, model.device)
         state = train_masks(groups, metric, training, first, matrix, saved, progress, UNIFORM, constants)

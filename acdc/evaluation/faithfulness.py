@@ -19,6 +19,7 @@ from acdc.activations import record
 from acdc.circuit import Circuit, EdgeScores, Rank
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
+from acdc.fitting import over_batches
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
 from acdc.task import Batch
@@ -104,26 +105,30 @@ def measure(
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
     replace = prepare_ablation(model, batches, ablation)
-    columns, right = [], []
-    with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
-        for batch in batches:
-            replacement = replace(batch)
-            with torch.no_grad(), frozen(model):
-                reference = model.logits(record(model, batch.clean).final[:, -1])
-                empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-            rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
-            right.append(METRICS["accuracy"](reference, batch, reference))
-            known: dict[bytes, Tensor] = {}
-            for circuit in circuits:
-                key = circuit.kept.tobytes()
-                if key not in known:
-                    known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
-                                  metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
-                rows.append(known[key])
-                bar.update()
-            columns.append(torch.stack(rows))
-    values = torch.cat(columns, dim=1)
-    _check_separation(values, batches, metric, float(torch.cat(right).mean()))
+    n_prompts = sum(map(len, batches))
+    bar = tqdm(total=len(circuits) * n_prompts, desc="evaluating", unit="prompt", disable=not progress)
+
+    def rows_of(batch: Batch) -> Float[Tensor, "circuit prompt"]:
+        """Of the accuracy, too, as the first row."""
+        replacement = replace(batch)
+        with torch.no_grad(), frozen(model):
+            reference = model.logits(record(model, batch.clean).final[:, -1])
+            empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+        rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
+        known: dict[bytes, Tensor] = {}
+        for circuit in circuits:
+            key = circuit.kept.tobytes()
+            if key not in known:
+                known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
+                              metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
+            rows.append(known[key])
+            bar.update(len(batch))
+        return torch.stack([METRICS["accuracy"](reference, batch, reference).double(), *rows])
+
+    with bar:
+        right, *values = torch.cat([found for _, found in over_batches(batches, rows_of)], dim=1)
+    values = torch.stack(values)
+    _check_separation(values, batches, metric, float(right.mean()))
     return values
 
 

@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from acdc.circuit import Circuit
 from acdc.evaluation.bench import Bench, Gains
+from acdc.fitting import over_batches
 from acdc.graph import Node
 from acdc.live_state import LiveState
 from acdc.patching import check_graph, kept_matrix
+from acdc.task import Batch
 from acdc.transformer import frozen
 
 
@@ -27,20 +29,23 @@ def without_each_edge(bench: Bench, circuit: Circuit, edges: Int[np.ndarray, " e
     """
     assert circuit.kept[edges].all(), edges[~circuit.kept[edges]]
     check_graph(bench.model, circuit.graph)
-    graph, columns = circuit.graph, []
+    graph = circuit.graph
     per_head = [np.nonzero(graph.channel_of_per_head == c)[0].tolist() for c in range(len(graph.channels))]
     bar = tqdm(total=len(edges) * len(bench.batches), desc="cutting edges", unit="edge", disable=not bench.progress)
+
+    def rows(batch: Batch) -> Float[np.ndarray, "row prompt"]:
+        state = LiveState(bench.model, batch, bench.ablation(batch), graph.positions)
+        logits = [state.refresh(kept_matrix(graph, circuit.kept))]
+        reference = bench.model.logits(state.clean.final[:, -1])
+        for edge in edges.tolist():
+            channels = [c for c in per_head[graph.edge_channel[edge]] if state.is_computed(c)]
+            src, at = [int(graph.edge_src[edge])], [int(graph.edge_position[edge])]
+            logits.append(state.trial(channels, src, at).logits[0] if channels else logits[0])
+            bar.update()
+        return torch.stack([bench.metric(one, batch, reference).double() for one in logits]).cpu().numpy()
+
     with torch.no_grad(), frozen(bench.model), bar:
-        for batch in bench.batches:
-            state = LiveState(bench.model, batch, bench.ablation(batch), graph.positions)
-            logits = [state.refresh(kept_matrix(graph, circuit.kept))]
-            reference = bench.model.logits(state.clean.final[:, -1])
-            for edge in edges.tolist():
-                channels = [c for c in per_head[graph.edge_channel[edge]] if state.is_computed(c)]
-                src, at = [int(graph.edge_src[edge])], [int(graph.edge_position[edge])]
-                logits.append(state.trial(channels, src, at).logits[0] if channels else logits[0])
-                bar.update()
-            columns.append(torch.stack([bench.metric(one, batch, reference).double() for one in logits]).cpu().numpy())
+        columns = [found for _, found in over_batches(bench.batches, rows)]
     gains = bench.sign * np.concatenate(columns, axis=1) - bench.empty
     return gains[0], gains[1:]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acdc.activations import record
 from acdc.errors import AcdcError
+from acdc.fitting import over_batches
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
@@ -50,7 +51,7 @@ def check_task(model: Transformer, batches: Sequence[Batch], metric: Metric = ME
     """
     if not batches:
         raise AcdcError("no prompts given: the list of batches is empty")
-    rows = torch.cat([_measure(model, batch, metric) for batch in batches], dim=1)
+    rows = torch.cat([found for _, found in over_batches(batches, lambda b: _measure(model, b, metric))], dim=1)
     clean, corrupted, accuracy, corrupted_accuracy = (float(row.mean()) for row in rows)
     return TaskCheck(metric.name, clean, corrupted, accuracy, corrupted_accuracy, rows.shape[1],
                      metric.higher_is_better)

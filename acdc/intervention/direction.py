@@ -127,7 +127,7 @@ def token_direction(model: Transformer, name: str, text: str) -> Direction:
         pieces = [model.tokenizer.decode([token]) for token in tokens]
         raise AcdcError(f"{text!r} is not one token but {pieces}; mind the leading space")
     gain = model.anatomy.final_norm.gain
-    row = model.hf.get_output_embeddings().weight[tokens[0]].detach()
+    row = model.unembedding[tokens[0]].detach()
     return checked(model, Direction(name, row if gain is None else row * gain.detach(), repr(text)))
 
 

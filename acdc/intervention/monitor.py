@@ -89,7 +89,7 @@ def watch_edge(model: Transformer, edge: str, threshold: float | None = None) ->
     if channel.node.kind == "logits":
         def direct(c: Here, x: Here) -> Values:
             row = model.logits(x).argmax(-1)
-            weight = model.hf.get_output_embeddings().weight
+            weight = model.unembedding
             part = _part(model.anatomy.final_norm, c, x)
             return (part * (weight[row] - weight.mean(0))).sum(-1)
 

@@ -48,7 +48,7 @@ def test_constants_are_learned_with_the_masks():
     training = Training(3, 0.6, 0.3, 3, 0, 0.5)
     with frozen(model):
         groups = prepare_prompts(model, batches, "mean_over_positions", ())
-        constants = first_constants(model, batches, groups)
+        constants = first_constants(model, batches)
         first, none = first_masks(model, graph.n_edges, training), torch.zeros(2)
         state = State(first.clone(), none, (Adam(first, (0.9, 0.98)), Adam(none)), 0, [])
         shift = torch.zeros_like(constants.shift, requires_grad=True)
@@ -60,7 +60,7 @@ def test_constants_are_learned_with_the_masks():
             uniform = torch.rand(graph.n_edges, generator=training.generator("masks", step), dtype=torch.float64)
 
             def loss_of(masks, chosen=chosen):
-                return mean_loss(groups, chosen, matrix(masks), METRICS["kl_divergence"], constants.logits)
+                return mean_loss(groups, chosen, matrix(masks), METRICS["kl_divergence"], constants.logits, constants.shift)
 
             budget_step(loss_of, training, state, uniform.clamp(1e-6, 1 - 1e-6), UNIFORM)
             optimiser.param_groups[0]["lr"] = RATE * min(1, 2 - 2 * step / 3)
