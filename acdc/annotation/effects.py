@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from acdc.errors import unknown_name
 from acdc.evaluation.significance import draw_weights, holm, interval, p_above, p_below
 from acdc.metrics import Metric
 from acdc.patching import patch_nodes
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
@@ -48,9 +50,10 @@ def node_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, n
     with torch.no_grad(), frozen(model), tqdm(total=len(nodes) * len(batches), desc="patching nodes", unit="node",
                                               disable=not progress) as bar:
         for batch in batches:
-            loss, gap = _of_batch(model, batch, metric, nodes, bar)
-            losses.append(loss)
-            gaps.append(gap)
+            found = piece("effects of nodes on a batch", partial(_of_batch, model, batch, metric, nodes))
+            losses.append(found["losses"])
+            gaps.append(found["gaps"])
+            bar.update(len(nodes))
     return _summed_up(nodes, np.concatenate(losses, axis=1), float(np.concatenate(gaps).mean()), seed)
 
 
@@ -85,9 +88,8 @@ def _summed_up(names: Sequence[str], values: Float[np.ndarray, "name prompt"], g
                          float(values[i].mean()) / gap if gap > 0 else None) for i, name in enumerate(names)}
 
 
-def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[str], bar: tqdm
-              ) -> tuple[Float[np.ndarray, "node prompt"], Float[np.ndarray, " prompt"]]:
-    """Loss increases with each node corrupted, and with everything."""
+def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Loss increases with each node corrupted (node, prompt), and with everything (prompt)."""
     clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
     reference = model.logits(clean.final[:, -1])
     base = metric.loss(reference, batch, reference)
@@ -104,9 +106,8 @@ def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[
             changed = torch.cat([resid + _change(model, clean, corrupted, nodes[i])[:, start:] for i in some])
             logits = resume(model, clean, layer, changed, start, at_mlp=at_mlp).unflatten(0, (len(some), size))
             found[some] = torch.stack([metric.loss(one, batch, reference) - base for one in logits]).cpu()
-            bar.update(len(some))
     gap = metric.loss(model.logits(corrupted.final[:, -1]), batch, reference) - base
-    return found.double().numpy(), gap.cpu().double().numpy()
+    return {"losses": found.double().numpy(), "gaps": gap.cpu().double().numpy()}
 
 
 def read_first(model: Transformer, node: str) -> tuple[int, bool]:

@@ -18,6 +18,7 @@ from acdc.activations import Activations, contribution, record
 from acdc.annotation.sites import read
 from acdc.errors import AcdcError, unknown_name
 from acdc.metrics import METRICS, Metric
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
@@ -93,9 +94,14 @@ def sweep(
                 ends[i] += float(metric(model.logits(run.final[:, -1]), batch, reference).sum())
             masks = None if place == "head" else _masks(batch, columns)
             for row in range(len(rows)):
-                for first, logits in _patched(model, runs, place, row, masks, batch):
-                    values = [float(metric(one, batch, reference).sum()) for one in logits.split(len(batch))]
-                    total[row, first : first + len(values)] += values
+
+                def of_row(row: int = row, batch: Batch = batch, runs: _Runs = runs, masks: Tensor | None = masks,
+                           reference: Tensor = reference) -> dict[str, np.ndarray]:
+                    return {"sums": np.array([float(metric(one, batch, reference).sum())
+                                              for logits in _patched(model, runs, place, row, masks, batch)
+                                              for one in logits.split(len(batch))])}
+
+                total[row] += piece("patches of a layer", of_row)["sums"]
                 bar.update()
     return Sweep(place, direction, metric.name, rows, columns, total / n, *(ends / n).tolist())
 
@@ -150,8 +156,8 @@ def stream(run: Activations, layer: int) -> Float[Tensor, "batch pos d_model"]:
 
 
 def _patched(model: Transformer, runs: _Runs, place: str, layer: int, masks: Tensor | None, batch: Batch
-             ) -> Iterator[tuple[int, Float[Tensor, "rows vocab"]]]:
-    """The first column of each chunk of columns, and the logits of all prompts for each of its columns."""
+             ) -> Iterator[Float[Tensor, "rows vocab"]]:
+    """For each chunk of columns, in order, the logits of all prompts for each of its columns."""
     at_mlp = place in ("attention", "head") and not model.parallel
     reads = layer if place == "residual" or at_mlp else layer + 1
     resid = runs.base.mlp_in[layer] if at_mlp else stream(runs.base, reads)
@@ -170,7 +176,7 @@ def _patched(model: Transformer, runs: _Runs, place: str, layer: int, masks: Ten
         else:  # where, so that what is not finite elsewhere does not come in
             moved = torch.where(masks[first:end, :, :, None], change, torch.zeros_like(change))
         rows = (resid + moved)[:, :, start:].flatten(0, 1).contiguous()
-        yield first, resume(model, runs.base, reads, rows, start, at_mlp=at_mlp)
+        yield resume(model, runs.base, reads, rows, start, at_mlp=at_mlp)
         first = end
 
 

@@ -19,6 +19,7 @@ from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
+from acdc.pieces import piece
 from acdc.task import Batch, position_names
 from acdc.transformer import Transformer
 
@@ -55,7 +56,9 @@ def acdc_sequential(
     references = [run_circuit(model, batch, everything, replacement) for batch, replacement in runs]
 
     def loss(kept: Bool[np.ndarray, " edge"]) -> float:
-        circuit = Circuit(graph, kept)
+        return float(piece("loss of a circuit", lambda: {"loss": np.array(loss_of(Circuit(graph, kept)))})["loss"])
+
+    def loss_of(circuit: Circuit) -> float:
         values = [
             metric.loss(run_circuit(model, batch, circuit, replacement), batch, reference)
             for (batch, replacement), reference in zip(runs, references, strict=True)

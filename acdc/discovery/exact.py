@@ -19,6 +19,7 @@ from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
@@ -48,10 +49,10 @@ def exact(
     values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
     alone = np.zeros((n_prompts, graph.n_edges), dtype=np.float32) if per_prompt else None
 
-    def add(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows] += effects.sum(1).cpu().numpy() / n_prompts
+    def add(rows: np.ndarray, prompts: slice, effects: np.ndarray) -> None:
+        values[rows] += effects.sum(1) / n_prompts
         if alone is not None:
-            alone[prompts, rows] = effects.T.cpu().numpy()
+            alone[prompts, rows] = effects.T
 
     _patch_edges(model, batches, metric, np.arange(graph.n_edges), add, graph=graph, ablation=ablation,
                  progress=progress)
@@ -80,8 +81,8 @@ def exact_effects(
         raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
     values = np.zeros((len(edges), sum(len(batch) for batch in batches)))
 
-    def put(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows, prompts] = effects.cpu().numpy()
+    def put(rows: np.ndarray, prompts: slice, effects: np.ndarray) -> None:
+        values[rows, prompts] = effects
 
     _patch_edges(model, batches, metric, edges, put, graph=graph, ablation=ablation, progress=progress)
     return values
@@ -92,7 +93,7 @@ def _patch_edges(
     batches: Sequence[Batch],
     metric: Metric,
     edges: Int[np.ndarray, " edge"],
-    take: Callable[[np.ndarray, slice, Float[Tensor, "row prompt"]], None],
+    take: Callable[[np.ndarray, slice, Float[np.ndarray, "row prompt"]], None],
     *,
     graph: Graph,
     ablation: str | Ablation,
@@ -110,10 +111,15 @@ def _patch_edges(
             patch = _EdgePatch(model, batch, metric, replace(batch), graph)
             prompts = slice(first_prompt, first_prompt := first_prompt + len(batch))
             for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
-                for first in range(0, len(places), patch.srcs_per_pass):
-                    rows = places[first : first + patch.srcs_per_pass]
-                    take(rows, prompts, patch.effects(graph.channels[c], edges[rows]).double())
-                    bar.update(len(rows))
+
+                def of_channel(patch: _EdgePatch = patch, channel: Channel = graph.channels[c],
+                               own: np.ndarray = edges[places]) -> dict[str, np.ndarray]:
+                    passes = np.split(own, range(patch.srcs_per_pass, len(own), patch.srcs_per_pass))
+                    effects = torch.cat([patch.effects(channel, some) for some in passes])
+                    return {"effects": effects.double().cpu().numpy()}
+
+                take(places, prompts, piece("effects of a channel's edges", of_channel)["effects"])
+                bar.update(len(places))
 
 
 class _EdgePatch:

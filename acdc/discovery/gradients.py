@@ -32,6 +32,7 @@ from acdc.circuit import EdgeScores
 from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
 from acdc.metrics import Metric
+from acdc.pieces import piece
 from acdc.positions import Cells, cells_of
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
@@ -118,11 +119,15 @@ def batch_scores(
     replace = prepare_ablation(model, batches, ablation)
     with frozen(model):
         for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            replacement = replace(batch)
-            n_prompts = len(batch) if per_prompt else 1
-            parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
-            found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
-            yield _of_edges(graph, found.cpu().numpy())
+
+            def of_batch(batch: Batch = batch) -> dict[str, np.ndarray]:
+                replacement = replace(batch)
+                n_prompts = len(batch) if per_prompt else 1
+                parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
+                found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+                return {"scores": _of_edges(graph, found.cpu().numpy())}
+
+            yield piece("scores of a batch", of_batch)["scores"]
 
 
 def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:

@@ -19,6 +19,7 @@ from acdc.activations import Activations, Resid, contribution, record
 from acdc.circuit import EdgeScores
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
+from acdc.pieces import piece
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
@@ -54,14 +55,18 @@ def ifr(
     total, alone = np.zeros(graph.n_edges), []
     with torch.no_grad(), frozen(model):
         for batch in tqdm(batches, desc="following the flow", unit="batch", disable=not progress):
-            run = record(model, batch.clean)
-            weights = _weights(batch, graph)
-            for rows in _chunks(batch, graph, run):
-                shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
-                scores = np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
-                total += scores.sum(0)
-                if per_prompt:
-                    alone.append(scores.astype(np.float32))
+
+            def of_batch(batch: Batch = batch) -> dict[str, np.ndarray]:
+                run, weights = record(model, batch.clean), _weights(batch, graph)
+                shares = [_shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
+                          for rows in _chunks(batch, graph, run)]
+                return {"scores": np.stack([graph.from_matrix(of_prompt[:, read_of_channel])
+                                            for of_prompt in np.concatenate(shares)])}
+
+            scores = piece("shares of a batch", of_batch)["scores"]
+            total += scores.sum(0)
+            if per_prompt:
+                alone.append(scores.astype(np.float32))
     provenance = {"method": "ifr", "method_options": {}, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, total / sum(len(batch) for batch in batches), provenance,
                       np.concatenate(alone) if per_prompt else None)

@@ -8,7 +8,9 @@ circuit does what the model does; f > 1: it does more, because what it leaves ou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +23,7 @@ from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
+from acdc.pieces import piece
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -107,24 +110,32 @@ def measure(
     columns, right = [], []
     with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
         for batch in batches:
-            replacement = replace(batch)
-            with torch.no_grad(), frozen(model):
-                reference = model.logits(record(model, batch.clean).final[:, -1])
-                empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-            rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
-            right.append(METRICS["accuracy"](reference, batch, reference))
-            known: dict[bytes, Tensor] = {}
-            for circuit in circuits:
-                key = circuit.kept.tobytes()
-                if key not in known:
-                    known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
-                                  metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
-                rows.append(known[key])
-                bar.update()
-            columns.append(torch.stack(rows))
+            found = piece("metric of a batch", partial(_of_batch, model, circuits, batch, metric, replace))
+            columns.append(torch.from_numpy(found["values"]).to(model.device))
+            right.append(torch.from_numpy(found["right"]))
+            bar.update(len(circuits))
     values = torch.cat(columns, dim=1)
     _check_separation(values, batches, metric, float(torch.cat(right).mean()))
     return values
+
+
+def _of_batch(model: Transformer, circuits: Sequence[Circuit], batch: Batch, metric: Metric, replace: Ablation
+              ) -> dict[str, np.ndarray]:
+    """The rows of `measure` for one batch, and whether the full model is right."""
+    replacement = replace(batch)
+    with torch.no_grad(), frozen(model):
+        reference = model.logits(record(model, batch.clean).final[:, -1])
+        empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+    rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
+    known: dict[bytes, Tensor] = {}
+    for circuit in circuits:
+        key = circuit.kept.tobytes()
+        if key not in known:
+            known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
+                          metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
+        rows.append(known[key])
+    right = METRICS["accuracy"](reference, batch, reference)
+    return {"values": torch.stack(rows).cpu().numpy(), "right": right.cpu().numpy()}
 
 
 def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
