@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from acdc.arguments import build_parser
 from acdc.commands import COMMANDS
 from acdc.errors import AcdcError
+from acdc.stopping import stopped_by_signals
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it, by device
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = argparse.Namespace(command_line=shlex.join(["acdc", *given]))
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
-        with _log_shown():
+        with _log_shown(), stopped_by_signals():
             arguments.run(arguments)
             sys.stdout.flush()
     except AcdcError as error:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail("out of memory; give a smaller --batch-size, fewer --prompts, or --dtype bfloat16")
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "interrupted; no result was written", status=130)
+        return _fail(str(stop) or "interrupted; no result was written", getattr(stop, "status", 130))
     return 0
 
 

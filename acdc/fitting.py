@@ -55,6 +55,10 @@ class Halving:
                 continue
             gc.collect()  # here, where the error and what its frames held are gone
 
+    def parts(self, batch: Batch, run: Callable[[Batch], T]) -> list[T]:
+        """What `run` returns for a batch, or for parts of it, in the order of prompts."""
+        return [result for _, result in self.over(len(batch), lambda rows: run(batch.rows(rows)))]
+
     def halves(self, error: BaseException, n: int) -> bool:
         """Takes note of rows that did not fit, `n` at once. Whether fewer can be tried."""
         if n < 2 or not is_out_of_memory(error):

@@ -8,7 +8,9 @@ Source: Li & Janson 2024, *Optimal ablation for interpretability* (arXiv 2409.09
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,12 +24,14 @@ from acdc.fitting import over_batches
 from acdc.learning import Adam, check_metric, draw_prompts, mean_loss, prepare_prompts
 from acdc.metrics import METRICS, Metric
 from acdc.patching import check_graph, kept_matrix
+from acdc.pieces import piece
 from acdc.soft_circuit import SoftCircuit
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
 START = "mean_over_positions"
 RATE = 0.03  # of Adam, in units of each constant
+STEPS_A_PIECE = 25
 
 
 def learn_ablation(
@@ -71,13 +75,22 @@ def learn_ablation(
         constants = first_constants(model, batches)
         kept = torch.from_numpy(kept_matrix(circuit.graph, circuit.kept)).to(model.device, constants.shift.dtype)
         n_prompts = sum(len(group.batch) for group in groups)
-        with tqdm(range(steps), desc="learning constants", disable=not progress) as bar:
-            for step in bar:
-                chosen = draw_prompts(seed, step, prompts_per_step, n_prompts)
-                loss = mean_loss(groups, chosen, kept, metric, constants.logits, constants.shift)
-                loss.backward()
-                constants.descend(step, learning_rate * min(1.0, 2 - 2 * step / steps))
-                bar.set_postfix(loss=float(loss.detach()))
+        with tqdm(total=steps, desc="learning constants", disable=not progress) as bar:
+
+            def some(first: int) -> dict[str, np.ndarray]:
+                for step in range(first, min(first + STEPS_A_PIECE, steps)):
+                    chosen = draw_prompts(seed, step, prompts_per_step, n_prompts)
+                    loss = mean_loss(groups, chosen, kept, metric, constants.logits, constants.shift)
+                    loss.backward()
+                    constants.descend(step, learning_rate * min(1.0, 2 - 2 * step / steps))
+                    bar.set_postfix(loss=float(loss.detach()))
+                    bar.update()
+                return {name: tensor.cpu().numpy().copy() for name, tensor in constants.tensors().items()}
+
+            for first in range(0, steps, STEPS_A_PIECE):
+                found = piece("constants after some steps", partial(some, first))
+                for name, tensor in constants.tensors().items():
+                    tensor.copy_(torch.from_numpy(found[name]))
         learned = constants.replacement()
     return lambda batch: learned
 

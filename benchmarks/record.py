@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.machine import machine
+from acdc.output_folder import write_file
 
 INTRODUCTION = """# Measured results
 Each table holds the numbers of one run of one command on one machine; the file named under it holds the same, with all
@@ -46,7 +47,7 @@ def write_table(folder: Path, name: str, *, title: str, about: str, command: str
     record = {"title": title, "about": about, "command": command, "date": date or datetime.date.today().isoformat(),
               "machine": on or machine(), "parameters": parameters, "columns": columns, "rows": rows}
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_file(folder / f"{name}.json", text + "\n")
     write_page(folder)
 
 
@@ -73,7 +74,7 @@ def page(folder: Path) -> str:
 
 
 def write_page(folder: Path) -> None:
-    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    write_file(folder / "README.md", page(folder))
 
 
 def main() -> None:

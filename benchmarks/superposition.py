@@ -10,8 +10,8 @@ the first's opposite), with the boundary by theory; and the dimensionality of 20
 Source: Elhage et al. 2022 (arXiv 2209.10652).
 """
 
+import io
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from acdc.annotation.superposition import feature_dimensionality
+from acdc.output_folder import write_file
 
 STEPS, BATCH = 3000, 256
 
@@ -114,7 +115,9 @@ def main(path: str = "superposition.png") -> None:
         right.annotate(name, (0.011, value + 0.015), fontsize=8)
     right.set(xscale="log", xlabel="density (1 - sparsity)", ylabel="dimensionality of a feature", ylim=(-0.03, 1.1),
               title="20 features, 5 dimensions")
-    figure.savefig(Path(path), dpi=110, metadata={"Software": None})
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+    write_file(path, image.getvalue())
     by_theory = np.where(density < boundary(importance)[:, None], 2, importance[:, None] > 1)
     print(f"two features in one dimension: {(by_theory == found).mean():.0%} of the phases are those of theory")
     for d, row in zip(densities, kept, strict=True):

@@ -24,6 +24,7 @@ from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import ALPHA
 from acdc.metrics import METRICS, Metric
 from acdc.patching import check_graph
+from acdc.pieces import piece_of_json
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
@@ -195,7 +196,8 @@ def annotate(
     study = Study(model, circuit, batches, metric, seed, progress, coders)
     found: list[Annotation] = []
     for name in tqdm(names, desc="annotating", disable=not progress):
-        found += ANNOTATORS[name][0](study)
+        notes = piece_of_json(f"what {name} finds", lambda name=name: [vars(one) for one in ANNOTATORS[name][0](study)])
+        found += [Annotation(**note) for note in notes]
     return found
 
 

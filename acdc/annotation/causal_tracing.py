@@ -23,6 +23,7 @@ from acdc.annotation.lens import check_positions
 from acdc.annotation.sites import read
 from acdc.errors import AcdcError, unknown_name
 from acdc.learning import generator
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.transformer import Transformer, frozen
 
@@ -117,11 +118,16 @@ def trace(
             for kind in kinds:
                 values = np.full((model.n_layers, len(tokens)), float(p_corrupted[0]))
                 for layer in range(model.n_layers):
-                    layers = _layers(model, kind, layer, window)
-                    for places in _chunks(range(first, len(tokens)), noise.n_samples, len(tokens), model.causal):
-                        logits = _restored(model, corrupted, clean, kind, layers, places)
-                        values[layer, places.start : places.stop] = _p(logits, answer, len(places)).numpy()
-                        bar.update(len(places))
+
+                    def of_layer(kind: str = kind, layers: range = _layers(model, kind, layer, window)
+                                 ) -> dict[str, np.ndarray]:
+                        chunks = _chunks(range(first, len(tokens)), noise.n_samples, len(tokens), model.causal)
+                        return {"p": np.concatenate([
+                            _p(_restored(model, corrupted, clean, kind, layers, places), answer, len(places)).numpy()
+                            for places in chunks])}
+
+                    values[layer, first:] = piece("restored places of a layer", of_layer)["p"]
+                    bar.update(len(tokens) - first)
                 restored[kind] = values
     return Trace(tuple(subject), float(p_clean[0]), float(p_corrupted[0]), restored)
 

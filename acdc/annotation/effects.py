@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from acdc.evaluation.significance import draw_weights, holm, interval, p_above, 
 from acdc.fitting import Halving, over_batches
 from acdc.metrics import Metric
 from acdc.patching import patch_nodes
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
@@ -47,8 +49,12 @@ def node_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, n
     """
     with torch.no_grad(), frozen(model), tqdm(total=len(nodes) * len(batches), desc="patching nodes", unit="node",
                                               disable=not progress) as bar:
-        found = [found for _, found in over_batches(
-            batches, lambda batch: _of_batch(model, batch, metric, nodes, bar))]
+        found, fits = [], Halving()
+        for batch in batches:
+            of_part = partial(_of_part, model, metric, nodes)
+            found.append(piece("effects of nodes on a batch", lambda batch=batch, of_part=of_part: {
+                "rows": np.concatenate(fits.parts(batch, of_part), axis=1)})["rows"])
+            bar.update(len(nodes))
     *losses, gaps = np.concatenate(found, axis=1)
     return _summed_up(nodes, np.stack(losses), float(gaps.mean()), seed)
 
@@ -85,8 +91,7 @@ def _summed_up(names: Sequence[str], values: Float[np.ndarray, "name prompt"], g
                          float(values[i].mean()) / gap if gap > 0 else None) for i, name in enumerate(names)}
 
 
-def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[str], bar: tqdm
-              ) -> Float[np.ndarray, "row prompt"]:
+def _of_part(model: Transformer, metric: Metric, nodes: Sequence[str], batch: Batch) -> Float[np.ndarray, "row prompt"]:
     """Loss increases with each node corrupted, and with everything as the last row."""
     clean, corrupted = record(model, batch.clean), record(model, batch.corrupted)
     reference = model.logits(clean.final[:, -1])
@@ -106,7 +111,6 @@ def _of_batch(model: Transformer, batch: Batch, metric: Metric, nodes: Sequence[
 
         for part, of_part in fits.over(len(rows), losses):
             found[rows[part]] = of_part
-            bar.update(len(of_part))
     gap = metric.loss(model.logits(corrupted.final[:, -1]), batch, reference) - base
     return torch.cat([found.double(), gap.cpu().double()[None]]).numpy()
 

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from acdc.activations import Activations, contribution, record
 from acdc.annotation.sites import read
 from acdc.errors import AcdcError, unknown_name
-from acdc.fitting import over_batches
+from acdc.fitting import Halving
 from acdc.metrics import METRICS, Metric
+from acdc.pieces import piece
 from acdc.resume import resume
 from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
@@ -83,26 +84,30 @@ def sweep(
     columns = (tuple(f"h{h}" for h in range(model.n_heads)) if place == "head"
                else position_names(batches, positions))
     rows = _rows(model, place)
-    total, ends = np.zeros((len(rows), len(columns))), np.zeros(2)
+    total, ends, fits = np.zeros((len(rows), len(columns))), np.zeros(2), Halving()
     n = sum(map(len, batches))
     with torch.no_grad(), frozen(model), tqdm(total=len(rows) * len(batches), desc=f"patching, {place}", unit="layer",
                                               disable=not progress) as bar:
 
-        def summed(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-            runs, found = _Runs.of(model, batch, place, direction), np.zeros_like(total)
+        def summed(batch: Batch) -> np.ndarray:
+            """A row a layer, and one of the two ends."""
+            runs, found = _Runs.of(model, batch, place, direction), np.zeros((len(rows) + 1, max(2, len(columns))))
             reference = model.logits(runs.clean.final[:, -1])
             masks = None if place == "head" else _masks(batch, columns)
             for row in range(len(rows)):
-                for first, logits in _patched(model, runs, place, row, masks, batch):
-                    values = [float(metric(one, batch, reference).sum()) for one in logits.split(len(batch))]
-                    found[row, first : first + len(values)] += values
+                values = [float(metric(one, batch, reference).sum())
+                          for logits in _patched(model, runs, place, row, masks, batch)
+                          for one in logits.split(len(batch))]
+                found[row, : len(values)] = values
                 bar.update()
-            return found, np.array([float(metric(model.logits(run.final[:, -1]), batch, reference).sum())
-                                    for run in (runs.clean, runs.corrupted)])
+            found[-1, :2] = [float(metric(model.logits(run.final[:, -1]), batch, reference).sum())
+                             for run in (runs.clean, runs.corrupted)]
+            return found
 
-        for _, (found, of_ends) in over_batches(batches, summed):
-            total += found
-            ends += of_ends
+        for batch in batches:
+            found = piece("patches of a batch", lambda batch=batch: {"sums": sum(fits.parts(batch, summed))})["sums"]
+            total += found[:-1, : len(columns)]
+            ends += found[-1, :2]
     return Sweep(place, direction, metric.name, rows, columns, total / n, *(ends / n).tolist())
 
 
@@ -156,8 +161,8 @@ def stream(run: Activations, layer: int) -> Float[Tensor, "batch pos d_model"]:
 
 
 def _patched(model: Transformer, runs: _Runs, place: str, layer: int, masks: Tensor | None, batch: Batch
-             ) -> Iterator[tuple[int, Float[Tensor, "rows vocab"]]]:
-    """The first column of each chunk of columns, and the logits of all prompts for each of its columns."""
+             ) -> Iterator[Float[Tensor, "rows vocab"]]:
+    """For each chunk of columns, in order, the logits of all prompts for each of its columns."""
     at_mlp = place in ("attention", "head") and not model.parallel
     reads = layer if place == "residual" or at_mlp else layer + 1
     resid = runs.base.mlp_in[layer] if at_mlp else stream(runs.base, reads)
@@ -176,7 +181,7 @@ def _patched(model: Transformer, runs: _Runs, place: str, layer: int, masks: Ten
         else:  # where, so that what is not finite elsewhere does not come in
             moved = torch.where(masks[first:end, :, :, None], change, torch.zeros_like(change))
         rows = (resid + moved)[:, :, start:].flatten(0, 1).contiguous()
-        yield first, resume(model, runs.base, reads, rows, start, at_mlp=at_mlp)
+        yield resume(model, runs.base, reads, rows, start, at_mlp=at_mlp)
         first = end
 
 

@@ -36,6 +36,7 @@ from acdc.errors import AcdcError
 from acdc.learning import Adam, draw_prompts, generator
 from acdc.models import weights_hash
 from acdc.output_folder import write_file
+from acdc.stopping import unbroken_steps
 from acdc.transformer import Transformer, frozen
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "params.safetensors", "params.pt"
@@ -119,13 +120,17 @@ def train_tuned_lens(
         state = _State(model.n_layers, sizes.shape[-1], windows.device)
         if file is not None:
             file.load(state)
-        with tqdm(total=training.steps, initial=state.step, desc="training the lens", disable=not progress) as bar:
+        with (unbroken_steps() as stopped,
+              tqdm(total=training.steps, initial=state.step, desc="training the lens", disable=not progress) as bar):
             while state.step < training.steps:
                 loss = _step(model, windows, training, sizes, state)
                 bar.set_postfix(kl=f"{loss:.3f}")
                 bar.update()
-                if file is not None and (state.step % SAVE_EVERY == 0 or state.step == training.steps):
+                stop = stopped()
+                if file is not None and (stop or state.step % SAVE_EVERY == 0 or state.step == training.steps):
                     file.save(state)
+                if stop:
+                    raise stop
     weight = state.weight * sizes[:, :, None] / sizes[:, None, :]
     return TunedLens(weight.to(model.dtype), (state.bias * sizes).to(model.dtype), state.history)
 
@@ -209,12 +214,8 @@ def save_tuned_lens(lens: TunedLens, model: Transformer, folder: str | Path) -> 
               "base_model_revision": None, "unembed_hash": unembed_hash(model), "lens_type": LENS_TYPE}
     tensors = {f"{i}.{name}": values[i].cpu().contiguous() for i in range(n_layers)
                for name, values in (("weight", lens.weight), ("bias", lens.bias))}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / WEIGHTS, save(tensors))
-        write_file(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
-    except OSError as error:
-        raise AcdcError(f"cannot write the lens to {folder}: {error.strerror}; give a folder") from error
+    write_file(folder / WEIGHTS, save(tensors))
+    write_file(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def unembed_hash(model: Transformer) -> str:

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from acdc.arguments import add_saved, choose, choose_some
-from acdc.output_folder import write_file
+from acdc.output_folder import output_file, write_file
 
-from .loading import load_again, read_circuit, read_text
+from .loading import goes_on, load_again, read_circuit, read_text
 from .printing import say
 
 HELP = ("say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, probes, "
@@ -38,20 +39,22 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out or _beside(arguments.circuit)
     keeps = out.exists() and not arguments.overwrite
     old = annotations_from_json(read_text(out), str(out)) if keeps else []
-    model, task, batches = load_again(arguments, circuit, circuit.provenance)
-    metric = choose("metric", arguments.metric, METRICS)
-    say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
-    found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
-                     progress=sys.stderr.isatty())
-    write_file(out, annotations_to_json(merge(old, found, only)).encode())
-    if any("made" in annotation.data for annotation in found if annotation.kind == "picture"):
-        from acdc.export.figure import save_figure
-        from acdc.export.pictures import pictures_figure
+    with output_file(out) as spent, ExitStack() as work:
+        model, task, batches = load_again(arguments, circuit, circuit.provenance)
+        work.enter_context(goes_on(arguments, out, spent, model, batches))
+        metric = choose("metric", arguments.metric, METRICS)
+        say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
+        found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
+                         progress=sys.stderr.isatty())
+        write_file(out, annotations_to_json(merge(old, found, only)))
+        if any("made" in annotation.data for annotation in found if annotation.kind == "picture"):
+            from acdc.export.figure import save_figure
+            from acdc.export.pictures import pictures_figure
 
-        save_figure(pictures_figure(found), out.with_name("pictures.png"))
-        print(f"pictures of what excites the nodes: {out.with_name('pictures.png')}")
-    print(describe_annotations(circuit, found), end="")
-    print(f"written to {out}")
+            save_figure(pictures_figure(found), out.with_name("pictures.png"))
+            print(f"pictures of what excites the nodes: {out.with_name('pictures.png')}")
+        print(describe_annotations(circuit, found), end="")
+        print(f"written to {out}")
 
 
 def _beside(circuit: Path) -> Path:

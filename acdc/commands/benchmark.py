@@ -256,7 +256,7 @@ def write_tables(folder: Path, cells: Sequence[Mapping[str, Any]], settings: Map
              "results.csv": results_csv(cells), "results.md": results_markdown(cells, settings),
              "results.tex": results_latex(cells, settings)}
     for name, text in texts.items():
-        write_file(folder / name, text.encode())
+        write_file(folder / name, text)
     done = [cell for cell in cells if cell["status"] == "done"]
     taken: Counter[str] = Counter()
     for (model, task), own in groups(done).items():

@@ -5,13 +5,14 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from acdc.arguments import add_saved, check_calibration, choose
 from acdc.errors import AcdcError
-from acdc.output_folder import write_file
+from acdc.output_folder import output_file, write_file
 
-from .loading import load_again, read_circuit
+from .loading import goes_on, load_again, read_circuit
 
 HELP = "compare a saved circuit's scores with exact effects of some edges"
 
@@ -31,24 +32,26 @@ def run(arguments: argparse.Namespace) -> None:
     check_calibration("--edges", arguments.edges)
     scored = circuit.scores.provenance  # its metric is what discovery worked with: the circuit's "loss"
     known = {**circuit.provenance, **{key: scored[key] for key in ("metric", "ablation") if key in scored}}
-    model, task, batches = load_again(arguments, circuit, known)
-    metric = choose("metric", arguments.metric, METRICS)
-    result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
-                       seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())
-    print(f"{metric.name} when an edge alone is cut, measured, against its score"
-          f"{' by ' + scored['method'] if 'method' in scored else ''}; {result.n_prompts} prompts of {task.name}, "
-          f"seed {arguments.seed}, {arguments.ablation} ablation")
-    print("".join(_calibration_lines(result)), end="")
-    if arguments.out:
-        sample, names = result.sample, circuit.graph.edge_name
-        edges = [{"edge": names(int(edge)), "score": score, "effect": effect, "error": error, "weight": weight}
-                 for edge, score, effect, error, weight in zip(
-                     sample.edge, sample.score.tolist(), sample.effect.tolist(),
-                     [error if math.isfinite(error) else None for error in sample.error.tolist()],
-                     sample.weight.tolist(), strict=True)]
-        record = {**result.summary(), "metric": metric.name, "ablation": arguments.ablation, "edges": edges}
-        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
-        print(f"written to {arguments.out}")
+    with output_file(arguments.out) as spent, ExitStack() as work:
+        model, task, batches = load_again(arguments, circuit, known)
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+        metric = choose("metric", arguments.metric, METRICS)
+        result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
+                           seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())
+        print(f"{metric.name} when an edge alone is cut, measured, against its score"
+              f"{' by ' + scored['method'] if 'method' in scored else ''}; {result.n_prompts} prompts of {task.name}, "
+              f"seed {arguments.seed}, {arguments.ablation} ablation")
+        print("".join(_calibration_lines(result)), end="")
+        if arguments.out:
+            sample, names = result.sample, circuit.graph.edge_name
+            edges = [{"edge": names(int(edge)), "score": score, "effect": effect, "error": error, "weight": weight}
+                     for edge, score, effect, error, weight in zip(
+                         sample.edge, sample.score.tolist(), sample.effect.tolist(),
+                         [error if math.isfinite(error) else None for error in sample.error.tolist()],
+                         sample.weight.tolist(), strict=True)]
+            record = {**result.summary(), "metric": metric.name, "ablation": arguments.ablation, "edges": edges}
+            write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
+            print(f"written to {arguments.out}")
 
 
 def _calibration_lines(result: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
             "mib_roc": [curve.summary() for curve in mib], "roles": roles}
         if known is not None:
             record |= {"sources": list(known.sources), "disputes": list(known.disputes)}
-        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
+        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
         print(f"written to {arguments.out}")
 
 

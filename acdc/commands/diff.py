@@ -48,18 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"scores: Pearson {found.pearson:.3f}, Spearman {found.spearman:.3f}")
     print(interval_text(found, names))
     if arguments.html:
-        write_file(arguments.html, difference_page(found, names).encode())
+        write_file(arguments.html, difference_page(found, names))
         print(f"written to {arguments.html}")
     if arguments.out:
         with output_folder(arguments.out, FILES, arguments.overwrite) as folder:
-            (folder.path / "diff.md").write_text(difference_report(found, names), encoding="utf-8")
-            (folder.path / "diff.html").write_text(difference_page(found, names), encoding="utf-8")
-            (folder.path / "diff.csv").write_text(difference_table(found), encoding="utf-8")
-            (folder.path / "diff.json").write_text(json.dumps(summary(found), indent=1, allow_nan=False),
-                                                   encoding="utf-8")
+            write_file(folder.path / "diff.md", difference_report(found, names))
+            write_file(folder.path / "diff.html", difference_page(found, names))
+            write_file(folder.path / "diff.csv", difference_table(found))
+            write_file(folder.path / "diff.json", json.dumps(summary(found), indent=1, allow_nan=False))
             figure = figure_of(difference_drawing(found, names, max_edges=arguments.edges, width=arguments.width))
             for kind in ("svg", "png", "pdf"):
-                (folder.path / f"diff.{kind}").write_bytes(figure_bytes(figure, kind))
+                write_file(folder.path / f"diff.{kind}", figure_bytes(figure, kind))
         print(f"written to {arguments.out}: {', '.join(FILES)}")
 
 

@@ -8,15 +8,15 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from acdc.arguments import add_measuring, check_calibration, choose, size_of
 from acdc.errors import AcdcError
-from acdc.output_folder import OutputFolder, output_folder
+from acdc.output_folder import OutputFolder, output_folder, write_file
 
-from .loading import load
+from .loading import goes_on, load
 from .printing import curve_lines, exceeds_text, say
 
 HELP = "find a circuit and write it, its pictures and a report to a folder"
@@ -107,9 +107,9 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("circuits") / name
     taken = inspect.signature(method).parameters
     saves = [kind for kind in ("journal", "checkpoint") if kind in taken and kind not in options]
-    options |= {kind: out.with_name(f"{out.name}.{kind}") for kind in saves}
+    options |= {kind: beside(out, kind) for kind in saves}
     outputs = (*OUTPUTS, "masks.png") if "checkpoint" in taken else OUTPUTS
-    with output_folder(out, outputs, arguments.overwrite) as folder:
+    with output_folder(out, outputs, arguments.overwrite) as folder, ExitStack() as work:
         with _timed(seconds, "load"):
             model, task, batches = load(arguments)
         metric = choose("metric", arguments.metric or task.metric, METRICS)
@@ -124,6 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
         graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
         size = None if arguments.size is None else size_of(arguments.size, graph.n_edges)
         scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
+        folder.spent.extend(options[kind] for kind in saves)
+        work.enter_context(goes_on(arguments, out, folder.spent, model, batches))
         with _timed(seconds, "discover"):
             if "shortlist" in options:
                 n = size_of(options["shortlist"], graph.n_edges, "--shortlist")
@@ -169,8 +171,6 @@ def run(arguments: argparse.Namespace) -> None:
         }
         circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
         _write_outputs(folder, circuit, curves, chosen, uncertainty)
-    for kind in saves:
-        options[kind].unlink(missing_ok=True)
     print(_summary(circuit, curves))
     print(f"\nwritten to {folder.target}: {', '.join(outputs)}")
 
@@ -301,18 +301,18 @@ def _write_outputs(folder: OutputFolder, circuit: Any, curves: Sequence[Any], ch
 
     provenance = circuit.provenance
     title = f"{provenance['task']} in {Path(provenance['model']).name} by {provenance['method']}"
-    (folder.path / "circuit.json").write_text(circuit_to_json(circuit), encoding="utf-8")
+    write_file(folder.path / "circuit.json", circuit_to_json(circuit))
     drawing = circuit_figure(circuit, title=title)
     save_figure(drawing, folder.path / "circuit.svg")
     save_figure(drawing, folder.path / "circuit.png")
     save_figure(curve_figure(curves, chosen=chosen, title=title), folder.path / "curve.png")
     if history := circuit.scores.provenance.get("history"):
         save_figure(mask_history_figure(history, title=f"{title}: learning the masks"), folder.path / "masks.png")
-    (folder.path / "edges.csv").write_text(edge_table(circuit, uncertainty), encoding="utf-8")
+    write_file(folder.path / "edges.csv", edge_table(circuit, uncertainty))
     text = report(circuit, curves, uncertainty)
-    (folder.path / "report.md").write_text(text, encoding="utf-8")
+    write_file(folder.path / "report.md", text)
     pictures = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.suffix in (".svg", ".png")}
-    (folder.path / "report.html").write_text(report_page(text, pictures, title=title), encoding="utf-8")
+    write_file(folder.path / "report.html", report_page(text, pictures, title=title))
 
 
 def _summary(circuit: Any, curves: Sequence[Any]) -> str:

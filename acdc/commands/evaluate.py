@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from acdc.arguments import add_saved, choose
 from acdc.errors import AcdcError
-from acdc.output_folder import write_file
+from acdc.output_folder import output_file, write_file
 
-from .loading import load_again, read_circuit, refuse_python
+from .loading import goes_on, load_again, read_circuit, refuse_python
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -29,24 +30,26 @@ def run(arguments: argparse.Namespace) -> None:
     circuit = read_circuit(arguments.circuit)
     if arguments.curve and circuit.scores is None:
         raise AcdcError(f"{arguments.circuit} has no scores, so there is no curve over sizes; leave out --curve")
-    model, task, batches = load_again(arguments, circuit, circuit.provenance)
-    metric = choose("metric", arguments.metric, METRICS)
-    ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
-    measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
-    result = faithfulness(model, circuit, batches, metric, **measured)
-    curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
-              for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
-    print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
-          f"(seed {arguments.seed}{f', split {arguments.split}' if arguments.split else ''}), {arguments.ablation} "
-          "ablation")
-    print(f"{metric.name}: {result.full:.4f} full, {result.circuit:.4f} circuit, {result.empty:.4f} all cut")
-    print(f"faithfulness {result.faithfulness:.4f}{exceeds_text(result.faithfulness)}")
-    print("".join(curve_lines(curves)), end="")
-    if arguments.out:
-        record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
-                  "split": arguments.split, "curves": [curve.summary() for curve in curves]}
-        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
-        print(f"written to {arguments.out}")
+    with output_file(arguments.out) as spent, ExitStack() as work:
+        model, task, batches = load_again(arguments, circuit, circuit.provenance)
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+        metric = choose("metric", arguments.metric, METRICS)
+        ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+        measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
+        result = faithfulness(model, circuit, batches, metric, **measured)
+        curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
+                  for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
+        print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
+              f"(seed {arguments.seed}{f', split {arguments.split}' if arguments.split else ''}), {arguments.ablation} "
+              "ablation")
+        print(f"{metric.name}: {result.full:.4f} full, {result.circuit:.4f} circuit, {result.empty:.4f} all cut")
+        print(f"faithfulness {result.faithfulness:.4f}{exceeds_text(result.faithfulness)}")
+        print("".join(curve_lines(curves)), end="")
+        if arguments.out:
+            record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
+                      "split": arguments.split, "curves": [curve.summary() for curve in curves]}
+            write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
+            print(f"written to {arguments.out}")
 
 
 def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: Any) -> Any:

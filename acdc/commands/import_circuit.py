@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     source = {"file": str(arguments.file.resolve()), "sha256": hashlib.sha256(content).hexdigest()}
     provenance = {**circuit.provenance, **known, "imported": source}
     circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
-    write_file(arguments.out, circuit_to_json(circuit).encode())
+    write_file(arguments.out, circuit_to_json(circuit))
     print(f"written to {arguments.out}: {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges"
           f"{', no scores' if circuit.scores is None else ', and the scores of all'}")
     if not circuit.n_edges and circuit.scores is not None:

@@ -1,8 +1,11 @@
 """What a command works on: the model, the task and its batches that the arguments or a saved circuit name."""
 
 import argparse
+import hashlib
+import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from acdc.arguments import check_measuring
 from acdc.errors import AcdcError
 
 from .printing import say
+
+NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint"}
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -28,6 +33,39 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     return model, task, batches
 
 
+@contextmanager
+def goes_on(arguments: argparse.Namespace, target: Path | None, spent: list[Path], model: Any, batches: Any
+            ) -> Iterator[None]:
+    """Inside, what is computed is kept beside `target`, and a run of the same command goes on from it."""
+    from acdc.discovery.journal import hash_of_prompts
+    from acdc.models import weights_hash
+    from acdc.pieces import resumable
+
+    if target is None:
+        yield
+        return
+    given = {name: _content(value) for name, value in vars(arguments).items() if name not in NOT_OF_THE_RESULT}
+    run = {**given, "model": weights_hash(model), "prompts": hash_of_prompts(batches),
+           "examples": repr([batch.examples for batch in batches]),
+           "versions": [importlib.metadata.version(package) for package in ("acdc", "torch", "transformers")]}
+    with resumable(target, run, spent) as found:
+        if found:
+            say(f"going on from {spent[-1]}")
+        yield
+
+
+def _content(value: Any) -> Any:
+    """What an option says; of files, what they hold."""
+    if isinstance(value, list):
+        return [_content(one) for one in value]
+    if not isinstance(value, Path):
+        return value
+    if (value / "circuit.json").is_file():
+        value = value / "circuit.json"
+    files = sorted(path for path in value.iterdir() if path.is_file()) if value.is_dir() else [value]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+
+
 def quiet_libraries() -> None:
     """What loads models says nothing of its own."""
     import transformers
@@ -43,9 +81,6 @@ def load_again(arguments: argparse.Namespace, circuit: Any, known: Mapping[str, 
     from acdc.patching import check_graph
 
     _complete(arguments, known)
-    if arguments.out and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
-        what = "that is a folder" if arguments.out.is_dir() else f"{arguments.out.parent} is not a folder"
-        raise AcdcError(f"cannot write to {arguments.out}: {what}; give --out a file in a folder that exists")
     model, task, batches = load(arguments)
     check_graph(model, circuit.graph)
     if "model_sha256" in known and not arguments.other_weights and weights_hash(model) != known["model_sha256"]:

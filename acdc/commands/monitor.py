@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from acdc.arguments import check_device
 from acdc.errors import AcdcError
+from acdc.output_folder import write_file
 
 from .steer import add_generating, coder_and_index, load_with_prompt
 
@@ -22,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", nargs="+", type=float, help="a value above it is an alarm: one for all, or one "
                         "for each watch")
     parser.add_argument("--stop-on-alarm", action="store_true", help="generate no further after an alarm")
-    parser.add_argument("--out", "-o", type=Path, help="write the lines to this file, as they come, not to the screen")
+    parser.add_argument("--out", "-o", type=Path, help="write the lines to this file, not to the screen")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,9 +40,15 @@ def run(arguments: argparse.Namespace) -> None:
     watches = [_watch(model, name, threshold) for name, threshold in zip(arguments.watch, each, strict=True)]
     readings = monitor(model, prompt, watches, arguments.tokens, stop_on_alarm=arguments.stop_on_alarm,
                        temperature=arguments.sample, seed=arguments.seed)
-    with arguments.out.open("w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as lines:
+    lines = []
+    try:
         for reading in readings:
-            print(json.dumps(reading.as_record()), file=lines, flush=True)
+            lines.append(json.dumps(reading.as_record()))
+            if not arguments.out:
+                print(lines[-1], flush=True)
+    finally:  # what was read before it was stopped is not lost
+        if arguments.out:
+            write_file(arguments.out, "".join(f"{line}\n" for line in lines))
 
 
 def _watch(model: Any, name: str, threshold: float | None) -> Any:

@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from acdc.arguments import choose, choose_some
 from acdc.output_folder import output_folder
 
+from .loading import goes_on
 from .printing import say
 from .prompts import add_prompts, as_json, load_prompts, table, texts, write
 
@@ -32,8 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     places = choose_some("place", arguments.only, dict.fromkeys(PLACES))
     metric = choose("metric", arguments.metric, METRICS)
-    with output_folder(arguments.out, FILES, arguments.overwrite) as folder:
+    with output_folder(arguments.out, FILES, arguments.overwrite) as folder, ExitStack() as work:
         model, batches, name = load_prompts(arguments)
+        work.enter_context(goes_on(arguments, arguments.out, folder.spent, model, batches))
         say(f"patching {name}, {arguments.direction}")
         found = [sweep(model, batches, metric, place=place, direction=arguments.direction,
                        positions=arguments.positions, progress=sys.stderr.isatty()) for place in places]

@@ -3,13 +3,15 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from acdc.arguments import add_measuring, choose
 from acdc.output_folder import output_folder, write_file
 
-from .loading import load
+from .loading import goes_on, load
 from .printing import say
 
 HELP = "probe places of a model for a variable, with control tasks, and erase it to see whether the task needs it"
@@ -43,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.annotation.variables import gather
     from acdc.export.text import aligned
     from acdc.metrics import METRICS
+    from acdc.pieces import piece_of_json
 
     metric = choose("metric", arguments.metric or "logit_difference", METRICS)
     model, task, batches = load(arguments)
@@ -53,35 +56,50 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"probing {len(sites)} places for {labels.name} on {len(labels)} rows of {task.name}")
     activations = gather(model, batches, sites, labels)
     runs = [clean_run(model, batch) for batch in batches] if any(erasable(model, name) for name in sites) else None
-    rows, record, probes = [], [], {}
-    for name in sites:
+
+    def of_site(name: str) -> dict[str, Any]:
         x = activations[name]
         found = probe(x, labels, n_controls=arguments.controls, seed=arguments.seed)
         erased = erasure(model, batches, metric, name, labels, x=x, runs=runs, n_draws=arguments.controls,
                          seed=arguments.seed) if erasable(model, name) else None
-        rows.append([name, f"{found.accuracy:.2f}", f"{found.low:.2f} to {found.high:.2f}", f"{found.control:.2f}",
-                     f"{found.selectivity:+.2f}", f"{found.p:.2g}",
-                     *(("", "", "") if erased is None else
-                       (f"{erased.effect:+.3f}", f"{erased.null:+.3f}", f"{erased.p:.2g}"))])
-        record.append({"site": name, **found.record(), "erasure": None if erased is None else vars(erased)})
-        probes[name] = fit(x, labels, about={"site": name, "variable": labels.name, "position": arguments.position,
-                                             "model": arguments.model})
         if sys.stderr.isatty():
             say(f"{name}: {found}")
-    measure = record[0]["measure"]
-    heads = ["site", measure, "95%", "control", "selectivity", "p", "erased", "at random", "p"]
-    print("\n".join(aligned([heads, *rows], "<>>>>>>>>")))
-    print(f"majority {record[0]['majority']:.2f}; {record[0]['n_rows']} rows of {record[0]['n_words']} word types; "
-          f"erased: what {metric.name} loses, in its unit as a loss; at random: for moves as large elsewhere")
-    if record[0]["shuffled"]:
-        print("words do not tell these labels: p is against labels shuffled within words, selectivity says little")
+        return {"site": name, **found.record(), "erasure": None if erased is None else vars(erased)}
+
+    files = ["probes.json", *(f"{name}.safetensors" for name in sites)]
+    with _written(arguments, files) as folder, goes_on(arguments, arguments.out, folder.spent if folder else [], model,
+                                                       batches):
+        record = [piece_of_json(f"probe of {name}", partial(of_site, name)) for name in sites]
+        print("\n".join(aligned([_heads(record), *map(_row, record)], "<>>>>>>>>")))
+        print(f"majority {record[0]['majority']:.2f}; {record[0]['n_rows']} rows of {record[0]['n_words']} word types; "
+              f"erased: what {metric.name} loses, in its unit as a loss; at random: for moves as large elsewhere")
+        if record[0]["shuffled"]:
+            print("words do not tell these labels: p is against labels shuffled within words, selectivity says little")
+        if folder:
+            write_file(folder.path / "probes.json", json.dumps(record, indent=1) + "\n")
+            for name in sites:
+                about = {"site": name, "variable": labels.name, "position": arguments.position,
+                         "model": arguments.model}
+                fit(activations[name], labels, about=about).save(folder.path / f"{name}.safetensors")
     if arguments.out:
-        files = ["probes.json", *(f"{name}.safetensors" for name in sites)]
-        with output_folder(arguments.out, files, arguments.overwrite) as folder:
-            write_file(folder.path / "probes.json", (json.dumps(record, indent=1) + "\n").encode())
-            for name, one in probes.items():
-                one.save(folder.path / f"{name}.safetensors")
         print(f"written to {arguments.out}")
+
+
+def _written(arguments: argparse.Namespace, files: list[str]) -> Any:
+    """The folder that is asked for, if one is."""
+    return output_folder(arguments.out, files, arguments.overwrite) if arguments.out else nullcontext()
+
+
+def _heads(record: list[dict[str, Any]]) -> list[str]:
+    return ["site", record[0]["measure"], "95%", "control", "selectivity", "p", "erased", "at random", "p"]
+
+
+def _row(found: dict[str, Any]) -> list[str]:
+    erased = found["erasure"]
+    return [found["site"], f"{found['accuracy']:.2f}", f"{found['low']:.2f} to {found['high']:.2f}",
+            f"{found['control']:.2f}", f"{found['selectivity']:+.2f}", f"{found['p']:.2g}",
+            *(("", "", "") if erased is None else
+              (f"{erased['effect']:+.3f}", f"{erased['null']:+.3f}", f"{erased['p']:.2g}"))]
 
 
 def _labels(arguments: argparse.Namespace, task: Any, batches: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from acdc.arguments import check_device, choose
 from acdc.errors import AcdcError
+from acdc.output_folder import write_file
 
 from .loading import load, quiet_libraries
 from .printing import say
@@ -116,7 +117,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 def write(folder: Any, files: Mapping[str, bytes]) -> None:
     """Fills the `OutputFolder` with what it was opened for."""
     for name, content in files.items():
-        (folder.path / name).write_bytes(content)
+        write_file(folder.path / name, content)
 
 
 def as_json(data: Any) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import AcdcError
-from acdc.output_folder import output_folder
+from acdc.output_folder import output_folder, write_file
 
 from .loading import read_annotations, read_circuit, read_text
 
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     text = report(circuit, curves_of(circuit.provenance), roles=roles, tests=tests, curve_image=curve,
                   history_image=masks)
     with output_folder(arguments.out or folder, FILES, arguments.overwrite) as written:
-        (written.path / "report.md").write_text(text, encoding="utf-8")
+        write_file(written.path / "report.md", text)
         page = report_page(text, images, title=default_title(circuit))
-        (written.path / "report.html").write_text(page, encoding="utf-8")
+        write_file(written.path / "report.html", page)
     print(f"written to {arguments.out or folder}: {', '.join(FILES)}")
 
 

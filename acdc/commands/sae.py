@@ -8,7 +8,7 @@ from typing import Any
 
 from acdc.arguments import check_device
 from acdc.errors import AcdcError
-from acdc.output_folder import output_folder, write_file
+from acdc.output_folder import beside, output_folder, write_file
 
 from .loading import quiet_libraries
 from .printing import say
@@ -73,8 +73,9 @@ def _train(arguments: argparse.Namespace) -> None:
                     arguments.learning_rate, skip=arguments.skip, seed=arguments.seed)
     recipe.check(autoencoder=autoencoder)
     files = (*FILES[arguments.format], "worth.json")
-    state = arguments.checkpoint or arguments.out.with_name(f"{arguments.out.name}.checkpoint")
+    state = arguments.checkpoint or beside(arguments.out, "checkpoint")
     with output_folder(arguments.out, files, arguments.overwrite) as folder:
+        folder.spent.append(state)
         model, tokens = _load(arguments)
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(arguments.seed))
         n_held_out = max(1, min(100, len(tokens) // 10))
@@ -88,7 +89,6 @@ def _train(arguments: argparse.Namespace) -> None:
         save_coder(coder, folder.path, format=arguments.format, model_name=arguments.model)
         found = worth(model, coder, held_out)
         write_file(folder.path / "worth.json", _json({**found.as_record(), "recipe": vars(recipe)}))
-    state.unlink(missing_ok=True)
     _print_worth(found)
     print(f"written to {arguments.out}: {', '.join(files)}")
 

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
           f"after:  {arguments.prompt}{record['after']}")
     record |= _measured(arguments, model, batches, metric, interventions, cut)
     if arguments.out:
-        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
+        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
         print(f"written to {arguments.out}")
 
 

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(_line(_width(TASKS), records[-1]), flush=True)
     if arguments.out:
         plain = [{key: value for key, value in record.items() if key != "made"} for record in records]
-        write_file(arguments.out, json.dumps(plain, indent=1, allow_nan=False).encode())
+        write_file(arguments.out, json.dumps(plain, indent=1, allow_nan=False))
         print(f"written to {arguments.out}")
 
 

@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from acdc.arguments import add_saved, choose, choose_some
 from acdc.errors import AcdcError
-from acdc.output_folder import write_file
+from acdc.output_folder import output_file, write_file
 
-from .loading import load_again, read_circuit
+from .loading import goes_on, load_again, read_circuit
 
 HELP = "test whether a saved circuit suffices, is needed, complete, minimal, and better than random ones"
 SETTINGS = ("tolerance", "edges", "nodes", "random", "subsets", "inflated", "permutations", "epsilon")
@@ -49,25 +50,27 @@ def run(arguments: argparse.Namespace) -> None:
     _check_out(arguments.out)
     circuit = read_circuit(arguments.circuit)
     other_circuit = None if arguments.other_circuit is None else read_circuit(arguments.other_circuit)
-    model, task, batches = load_again(arguments, circuit, circuit.provenance)
-    metric = choose("metric", arguments.metric, METRICS)
-    shared: dict[str, Any] = {"ablation": arguments.ablation, "n_resamples": arguments.resamples,
-                              "seed": arguments.seed, "progress": sys.stderr.isatty()}
-    bench = prepare_bench(model, batches, metric, **shared)
-    other_task = None
-    if arguments.other_task is not None:
-        other, other_batches = _other_task(arguments, model)
-        other_task = (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
-    battery = run_battery(bench, circuit, settings, only=only, other_task=other_task, other_circuit=other_circuit)
-    on = f"prompts of {task.name} (seed {arguments.seed}), {metric.name}, {arguments.ablation} ablation"
-    page = battery_page(battery, name=str(arguments.circuit), on=on)
-    print(page, end="")
-    if arguments.out:
-        record = {"circuit": str(arguments.circuit), "task": task.name, "ablation": arguments.ablation,
-                  "seed": arguments.seed, "n_resamples": arguments.resamples, **battery.summary()}
-        write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False).encode())
-        write_file(arguments.out.with_suffix(".md"), page.encode())
-        print(f"written to {arguments.out} and {arguments.out.with_suffix('.md')}")
+    with output_file(arguments.out) as spent, ExitStack() as work:
+        model, task, batches = load_again(arguments, circuit, circuit.provenance)
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+        metric = choose("metric", arguments.metric, METRICS)
+        shared: dict[str, Any] = {"ablation": arguments.ablation, "n_resamples": arguments.resamples,
+                                  "seed": arguments.seed, "progress": sys.stderr.isatty()}
+        bench = prepare_bench(model, batches, metric, **shared)
+        other_task = None
+        if arguments.other_task is not None:
+            other, other_batches = _other_task(arguments, model)
+            other_task = (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
+        battery = run_battery(bench, circuit, settings, only=only, other_task=other_task, other_circuit=other_circuit)
+        on = f"prompts of {task.name} (seed {arguments.seed}), {metric.name}, {arguments.ablation} ablation"
+        page = battery_page(battery, name=str(arguments.circuit), on=on)
+        print(page, end="")
+        if arguments.out:
+            record = {"circuit": str(arguments.circuit), "task": task.name, "ablation": arguments.ablation,
+                      "seed": arguments.seed, "n_resamples": arguments.resamples, **battery.summary()}
+            write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
+            write_file(arguments.out.with_suffix(".md"), page)
+            print(f"written to {arguments.out} and {arguments.out.with_suffix('.md')}")
 
 
 def _check_out(out: Path | None) -> None:

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from acdc.arguments import choose_some
 from acdc.errors import AcdcError
 from acdc.output_folder import output_folder
 
+from .loading import goes_on
 from .printing import say
 from .prompts import add_prompts, as_json, load_prompts, table, texts, write
 
@@ -32,8 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.export.heat_map import Panel, heat_map
 
     kinds = choose_some("kind of place", arguments.only, dict.fromkeys(KINDS))
-    with output_folder(arguments.out, FILES, arguments.overwrite) as folder:
+    with output_folder(arguments.out, FILES, arguments.overwrite) as folder, ExitStack() as work:
         model, batches, name = load_prompts(arguments)
+        work.enter_context(goes_on(arguments, arguments.out, folder.spent, model, batches))
         rows = [(batch.clean[i], int(batch.answer[i]), example)
                 for batch in batches for i, example in enumerate(batch.examples)]
         subjects = [_subject(model, arguments, tokens, example) for tokens, _, example in rows]

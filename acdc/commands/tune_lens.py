@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from acdc.errors import AcdcError
-from acdc.output_folder import output_folder
+from acdc.output_folder import beside, output_folder
 
 from .printing import say
 from .prompts import add_out, load_one
@@ -36,8 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
     training = Training(arguments.steps, arguments.windows_per_step, arguments.tokens_per_step,
                         arguments.learning_rate, arguments.seed)
     text = read_text(arguments.text)
-    state = arguments.out.with_name(f"{arguments.out.name}.checkpoint")
+    state = beside(arguments.out, "checkpoint")
     with output_folder(arguments.out, FILES, arguments.overwrite) as folder:
+        folder.spent.append(state)
         model = load_one(arguments)
         found = windows(model, text, arguments.context)
         if len(found) <= HELD_OUT:
@@ -48,7 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
         lens = train_tuned_lens(model, train, training, checkpoint=state, progress=sys.stderr.isatty())
         save_tuned_lens(lens, model, folder.path)
         logit, tuned = lens_divergence(model, held_out), lens_divergence(model, held_out, lens)
-    state.unlink()
     print(f"KL to the model's own distribution, {HELD_OUT} windows held out\n{'layer':>6} {'logit':>9} {'tuned':>9}")
     for layer, pair in enumerate(zip(logit.tolist(), tuned.tolist(), strict=True)):
         print(f"{layer:>6} {pair[0]:>9.3f} {pair[1]:>9.3f}")

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.state:
         state = read_state(read_text(arguments.state), circuit.graph, str(arguments.state))
     page = to_html(circuit, annotations, state=state, title=arguments.title, max_edges=arguments.max_edges)
-    write_file(out, page.encode())
+    write_file(out, page)
     print(f"written to {out}")
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())

@@ -21,6 +21,7 @@ from acdc.fitting import Halving, over_batches
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
+from acdc.pieces import piece
 from acdc.task import Batch, position_names
 from acdc.transformer import Transformer
 
@@ -62,8 +63,11 @@ def acdc_sequential(
     references = logits(everything)
 
     def loss(kept: Bool[np.ndarray, " edge"]) -> float:
+        return float(piece("loss of a circuit", lambda: {"loss": np.array(loss_of(Circuit(graph, kept)))})["loss"])
+
+    def loss_of(circuit: Circuit) -> float:
         values = [metric.loss(found, batch, reference) for found, (batch, _), reference in zip(
-            logits(Circuit(graph, kept)), runs, references, strict=True)]
+            logits(circuit), runs, references, strict=True)]
         return float(torch.cat(values).double().mean())
 
     scores = np.full(graph.n_edges, -np.inf)

@@ -43,11 +43,7 @@ class Checkpoint:
     def save(self, state: State) -> None:
         record = {"header": json.dumps(self.header), "step": str(state.step), "history": json.dumps(state.history)}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
-        try:
-            write_file(self.path, save(tensors, metadata=record))
-        except OSError as error:
-            message = f"cannot write the checkpoint {self.path}: {error.strerror}; give another path"
-            raise AcdcError(message) from error
+        write_file(self.path, save(tensors, metadata=record))
 
     def load(self, state: State) -> None:
         """Puts what the file holds into `state`; nothing, if there is no file yet."""

@@ -8,7 +8,8 @@ survives a power cut. What a killed run left half-written at the end is dropped.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
+from acdc.output_folder import WriteError, make_folder
 from acdc.task import Batch, position_groups, position_names
 
 FORMAT = "acdc-journal"
@@ -42,9 +44,9 @@ class Journal:
             return self
         self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self.lock.acquire(timeout=0)
-            self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+            self.file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
         except Timeout:
             raise AcdcError(f"the journal {self.path} is in use by another run; give another --journal") from None
         except OSError as error:
@@ -60,8 +62,10 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
                  ) -> None:
         if self.path is not None:
-            self.sync()
-            self._close()
+            try:
+                self.sync()
+            finally:
+                self._close()
 
     def append(self, record: Mapping[str, Any]) -> None:
         self.records.append(dict(record))
@@ -84,12 +88,23 @@ class Journal:
 
     def sync(self) -> None:
         if self.path is not None:
-            os.fsync(self.file.fileno())
+            with self._full_disk_told():
+                os.fsync(self.file.fileno())
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
+        with self._full_disk_told():
+            rest = json.dumps(line).encode() + b"\n"
+            while rest:  # a disk that fills up takes a part
+                rest = rest[self.file.write(rest) :]
         self.ends.append(self.file.tell())
+
+    @contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        assert self.path is not None
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(self.path, error) from error
 
     def _close(self) -> None:
         self.file.close()

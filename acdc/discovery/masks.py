@@ -34,6 +34,7 @@ from acdc.learning import Adam, Group, draw_prompts, generator, mean_loss
 from acdc.metrics import Metric
 from acdc.optimal_ablation import RATE, Constants
 from acdc.soft_circuit import SoftCircuit
+from acdc.stopping import unbroken_steps
 from acdc.transformer import Transformer
 
 LOW, HIGH = -0.1, 1.1  # what the concrete distribution is stretched to, before it is clamped to 0 and 1
@@ -216,7 +217,8 @@ def train_masks(
     n_prompts = sum(len(group.batch) for group in groups)
     take = budget_step if training.constraint == "budget" else lagrangian_step
     every = -(-training.steps // HISTORY)
-    with tqdm(total=training.steps, initial=state.step, desc="learning masks", disable=not progress) as bar:
+    with (unbroken_steps() as stopped,
+          tqdm(total=training.steps, initial=state.step, desc="learning masks", disable=not progress) as bar):
         while state.step < training.steps:
             chosen = training.draw(state.step, n_prompts)
             uniform = torch.rand(len(start), generator=training.generator("masks", state.step), dtype=torch.float64)
@@ -233,8 +235,11 @@ def train_masks(
             state.step += 1
             bar.set_postfix(point)
             bar.update()
-            if checkpoint is not None and (state.step % SAVE_EVERY == 0 or state.step == training.steps):
+            stop = stopped()
+            if checkpoint is not None and (stop or state.step % SAVE_EVERY == 0 or state.step == training.steps):
                 checkpoint.save(state)
+            if stop:
+                raise stop
     return state
 
 

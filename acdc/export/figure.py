@@ -16,6 +16,7 @@ from acdc.errors import AcdcError, unknown_name
 from acdc.export.circuit_drawing import circuit_drawing
 from acdc.export.drawing import Drawing, Panel, Patch, Stroke, Words
 from acdc.export.record import readable
+from acdc.output_folder import write_file
 
 TEXT: dict[str, Any] = {"family": ["DejaVu Sans", "sans-serif"], "parse_math": False}
 NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}  # the same figure, the same bytes
@@ -58,7 +59,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         raise unknown_name("kind of figure", kind, NO_DATE)
     if not path.parent.is_dir():
         raise AcdcError(f"cannot write {path}: there is no folder {path.parent}. Make it first")
-    path.write_bytes(figure_bytes(figure, kind))
+    write_file(path, figure_bytes(figure, kind))
 
 
 def _draw(axes: Axes, shape: Panel | Stroke | Patch | Words, depth: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
-from acdc.output_folder import write_file
+from acdc.output_folder import PART, make_folder, remove_parts, write_file
 
 SETTINGS, CELLS, LOCK = "settings.json", "cells", ".lock"
 AXES = ("model", "task", "method", "seed")
@@ -39,7 +39,7 @@ class GridFolder:
 
     def store(self, cell: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
         record = {**cell, **result}
-        write_file(self.file(cell), json.dumps(record, indent=1, allow_nan=False).encode())
+        write_file(self.file(cell), json.dumps(record, indent=1, allow_nan=False))
         return record
 
     def all_cells(self) -> list[dict[str, Any]]:
@@ -58,14 +58,17 @@ def grid_folder(path: Path, settings: Mapping[str, Any]) -> Iterator[GridFolder]
     stored = path / SETTINGS
     if stored.exists():
         _check_same(path, _read(stored), settings)
-    elif path.exists() and any(file.name != LOCK for file in path.iterdir()):
+    elif path.exists() and any(file.name not in (LOCK, CELLS) and not PART.fullmatch(file.name)
+                               for file in [*path.iterdir(), *path.glob(f"{CELLS}/*")]):
         raise AcdcError(f"{path} holds other files and no {SETTINGS}, so it is no folder of benchmark results; give "
                         "another --out")
-    (path / CELLS).mkdir(parents=True, exist_ok=True)
+    make_folder(path / CELLS)
     try:
         with FileLock(path / LOCK, timeout=0):
+            for folder in (path, path / CELLS):
+                remove_parts(folder)
             if not stored.exists():
-                write_file(stored, json.dumps(dict(settings), indent=1).encode())
+                write_file(stored, json.dumps(dict(settings), indent=1))
             yield GridFolder(path, settings)
     except Timeout as error:
         raise AcdcError(f"{path} is in use by another `acdc benchmark`; wait for it, or give another --out") from error

@@ -110,12 +110,8 @@ def save_coder(coder: SparseCoder, folder: str | Path, *, format: str = "saelens
     check_format(format, coder.architecture, autoencoder=coder.kind == "autoencoder")
     folder = Path(folder)
     config, tensors, name = _as_saelens(coder, model_name) if format == "saelens" else _as_sparsify(coder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / name, save({key: value.contiguous().cpu() for key, value in tensors.items()}))
-        write_file(folder / "cfg.json", (json.dumps(config, indent=1, default=str) + "\n").encode())
-    except OSError as error:
-        raise AcdcError(f"cannot write to {folder}: {error.strerror}; give another folder") from error
+    write_file(folder / name, save({key: value.contiguous().cpu() for key, value in tensors.items()}))
+    write_file(folder / "cfg.json", json.dumps(config, indent=1, default=str) + "\n")
 
 
 def check_format(format: str, architecture: str, *, autoencoder: bool) -> None:

@@ -35,6 +35,7 @@ from acdc.errors import AcdcError, unknown_name
 from acdc.learning import generator
 from acdc.models import weights_hash
 from acdc.sae.sparse_coder import ARCHITECTURES, SparseCoder, top
+from acdc.stopping import unbroken_steps
 from acdc.transformer import Transformer
 
 Pair = tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]]
@@ -203,14 +204,18 @@ def train_coder(
     saved = None if checkpoint is None else Checkpoint(checkpoint, {**source.header, **vars(recipe), "kind": "coder"})
     if saved is not None:
         saved.load(state)
-    with tqdm(total=recipe.steps, initial=state.step, desc=f"training on {target}", disable=not progress) as bar:
+    with (unbroken_steps() as stopped,
+          tqdm(total=recipe.steps, initial=state.step, desc=f"training on {target}", disable=not progress) as bar):
         while state.step < recipe.steps:
             loss = _step(source, recipe, state, site == target)
             bar.update()
             if state.step % 50 == 0:
                 bar.set_postfix(loss=f"{loss:.3g}")
-            if saved is not None and state.step % SAVE_EVERY == 0:
+            stop = stopped()
+            if saved is not None and (stop or state.step % SAVE_EVERY == 0):
                 saved.save(state)
+            if stop:
+                raise stop
     of_input, of_output = state.scales.tolist()
     record = {"recipe": vars(recipe), "source": dict(source.header), "history": state.history}
     architecture = "jumprelu" if recipe.architecture == "batchtopk" else recipe.architecture

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from acdc.benchmarks.compiled.generate import to_json  # pyright: ignore[reportMissingImports]
 from acdc.benchmarks.trained.cutting import each_edge, each_node, effects  # pyright: ignore[reportMissingImports]
 from acdc.benchmarks.trained.network import Size, new_network  # pyright: ignore[reportMissingImports]
 from acdc.metrics import Metric
+from acdc.output_folder import write_file
 from acdc.task import Batch
 
 FOLDER = Path(__file__).parent
@@ -30,11 +31,11 @@ def known(hf: Any, batches: Sequence[Batch], metric: Metric, threshold: Mapping[
 
 def write(folder: Path, name: str, hf: Any, size: Size, batches: Sequence[Batch], record: Mapping[str, Any]) -> None:
     """Stores a network and what is known of it."""
-    save_file({key: weight.float().contiguous() for key, weight in hf.state_dict().items()},
-              folder / f"{name}.safetensors")
+    write_file(folder / f"{name}.safetensors",
+               save({key: weight.float().contiguous() for key, weight in hf.state_dict().items()}))
     prompts = [{"clean": batch.clean.tolist(), "corrupted": batch.corrupted.tolist()} for batch in batches]
     text = to_json({"name": name, "size": asdict(size), **record, "batches": prompts})
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    write_file(folder / f"{name}.json", text)
 
 
 def read(folder: Path, name: str) -> tuple[Any, dict[str, Any]]:

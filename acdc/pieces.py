@@ -1,0 +1,150 @@
+"""What of a long run is done, kept on disk as it goes: a run that is stopped or killed goes on to the same result.
+
+A run computes *pieces*, such as the scores of one batch, always in the same order. Inside `resumable`, `piece` writes
+each to a folder whose name tells what the run is (a hash of model, prompts, options and versions), and takes it from
+there if an earlier try has computed it; elsewhere it only computes. Pieces may be made of smaller ones.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc.errors import AcdcError
+from acdc.output_folder import WriteError, beside, make_folder, remove, write_file
+
+SECONDS = 5.0  # between writes: so much work is lost at most, and a run that is shorter writes nothing
+Piece = Mapping[str, np.ndarray]
+
+
+class Pieces:
+    """The pieces of one run in a folder. Each has a key: the number of the piece within the one that it is a part of,
+    `3`, or `3.0`; and a label, by which a mistake would show. Files hold some pieces each and are written whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path: list[int] = [0]
+        self.stored: dict[str, tuple[Path, str]] = {}
+        self.pending: dict[str, tuple[str, Piece]] = {}
+        self.n_files = 0
+        self.last = time.monotonic()
+        if folder.is_dir():
+            self._read()
+
+    def take(self, label: str, compute: Callable[[], Piece]) -> Piece:
+        key = ".".join(map(str, self.path))
+        if key in self.stored:
+            found = self._load(key, label)
+        else:
+            self.path.append(0)
+            try:
+                found = compute()
+            finally:
+                self.path.pop()
+            self.pending[key] = label, found
+            if time.monotonic() - self.last >= SECONDS:
+                self.write()
+        self.path[-1] += 1
+        return found
+
+    def write(self) -> None:
+        """Writes what is pending to a file of its own."""
+        if self.pending:
+            from safetensors.numpy import save
+
+            arrays, labels = {}, {}
+            for key, (label, piece) in self.pending.items():
+                labels[key] = label
+                arrays |= {f"{key}/{name}": np.asarray(array, order="C") for name, array in piece.items()}
+            make_folder(self.folder)
+            write_file(self.folder / f"{self.n_files:06}.safetensors", save(arrays, {"labels": json.dumps(labels)}))
+            self.n_files += 1
+            self.pending = {}
+        self.last = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is pending, if the run is long enough to be worth it."""
+        if self.folder.is_dir() or time.monotonic() - self.last >= SECONDS:
+            self.write()
+
+    def _read(self) -> None:
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix == ".safetensors":
+                with self._opened(path) as file:
+                    self.stored |= {key: (path, label) for key, label in json.loads(file.metadata()["labels"]).items()}
+                self.n_files = int(path.stem) + 1
+            else:
+                remove(path)  # what was being written when a run was killed
+
+    def _load(self, key: str, label: str) -> Piece:
+        path, stored = self.stored[key]
+        if stored != label:
+            raise self._damaged(f"piece {key} is {stored!r}, not {label!r}")
+        with self._opened(path) as file:
+            names = [name for name in file.keys() if name.partition("/")[0] == key]  # noqa: SIM118
+            return {name.partition("/")[2]: file.get_tensor(name) for name in names}
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as file:
+                yield file
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{path.name}: {error}") from error
+
+    def _damaged(self, what: str) -> AcdcError:
+        return AcdcError(f"{self.folder}, from which the run would go on, is damaged ({what}). Delete it to start anew")
+
+
+class _Current:
+    pieces: Pieces | None = None
+
+
+def piece(label: str, compute: Callable[[], Piece]) -> Piece:
+    """What `compute` returns: arrays by name. Inside `resumable` it is kept, and not computed again.
+
+    `compute` must depend on nothing but what the run is, and change nothing but what it returns. Leave no piece out
+    that an earlier try may have computed: they are told apart by their order.
+    """
+    return compute() if _Current.pieces is None else _Current.pieces.take(label, compute)
+
+
+def piece_of_json(label: str, compute: Callable[[], Any]) -> Any:
+    """As `piece`, for what JSON can hold. Inside `resumable`, what is returned has been through JSON."""
+    if _Current.pieces is None:
+        return compute()
+    text = piece(label, lambda: {"json": np.frombuffer(json.dumps(compute()).encode(), dtype=np.uint8)})
+    return json.loads(text["json"].tobytes())
+
+
+@contextmanager
+def resumable(target: Path | None, run: Mapping[str, Any], spent: list[Path]) -> Iterator[bool]:
+    """Inside, pieces are kept beside `target` in a folder named after it and `run`, which says all that the result
+    depends on. It is added to `spent`, what is to be removed once the result is written. Yields whether there are
+    pieces of an earlier try. Without a target nothing is kept."""
+    if target is None:
+        yield False
+        return
+    assert _Current.pieces is None, "one run at a time"
+    name = hashlib.sha256(json.dumps(dict(run), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    pieces = Pieces(beside(target, f"pieces-{name}"))
+    spent.append(pieces.folder)
+    _Current.pieces = pieces
+    try:
+        yield bool(pieces.stored)
+    except WriteError:
+        raise
+    except BaseException:
+        pieces.close()
+        raise
+    else:
+        pieces.close()
+    finally:
+        _Current.pieces = None
