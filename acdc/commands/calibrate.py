@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from acdc.arguments import add_saved, check_calibration, choose
+from acdc.arguments import add_cluster, add_saved, check_calibration, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_circuit
+from .loading import load_again, read_circuit, spread
 
 HELP = "compare a saved circuit's scores with exact effects of some edges"
 
@@ -19,6 +19,7 @@ HELP = "compare a saved circuit's scores with exact effects of some edges"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
     parser.add_argument("--edges", type=int, default=400, help="how many edges to patch; --seed draws them too")
+    add_cluster(parser, "edges are patched")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,8 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     known = {**circuit.provenance, **{key: scored[key] for key in ("metric", "ablation") if key in scored}}
     model, task, batches = load_again(arguments, circuit, known)
     metric = choose("metric", arguments.metric, METRICS)
-    result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
-                       seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())
+    with spread(arguments, model) as model:
+        result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
+                           seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())
     print(f"{metric.name} when an edge alone is cut, measured, against its score"
           f"{' by ' + scored['method'] if 'method' in scored else ''}; {result.n_prompts} prompts of {task.name}, "
           f"seed {arguments.seed}, {arguments.ablation} ablation")

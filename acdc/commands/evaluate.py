@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_saved, choose
+from acdc.arguments import add_cluster, add_saved, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_circuit, refuse_python
+from .loading import load_again, read_circuit, refuse_python, spread
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
     parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR, CMD and areas over "
                         "log size and of small circuits")
+    add_cluster(parser, "circuits are run")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,9 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
     metric = choose("metric", arguments.metric, METRICS)
     ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
     measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
-    result = faithfulness(model, circuit, batches, metric, **measured)
-    curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
-              for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
+    with spread(arguments, model) as model:
+        result = faithfulness(model, circuit, batches, metric, **measured)
+        curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
+                  for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
     print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
           f"(seed {arguments.seed}{f', split {arguments.split}' if arguments.split else ''}), {arguments.ablation} "
           "ablation")

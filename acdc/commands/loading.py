@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     check_prompts(model, batches)
     return model, task, batches
+
+
+def spread(arguments: argparse.Namespace, model: Any) -> AbstractContextManager[Any]:
+    """The model, with workers where --ray asks for them."""
+    from acdc.cluster import on_ray
+
+    if arguments.ray is None:
+        return nullcontext(model)
+    say("starting workers")
+    return on_ray(model, arguments.ray, arguments.workers)
 
 
 def quiet_libraries() -> None:

@@ -5,7 +5,8 @@ are swapped in, many to a pass; only the node that reads the edge and the layers
 from the first that differs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, differences, record
 from acdc.circuit import EdgeScores
+from acdc.cluster import n_workers, over
 from acdc.errors import AcdcError
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
@@ -24,6 +26,7 @@ from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
 TOKENS_PER_PASS = 4096
+PIECES_A_WORKER, LEAST_PASSES = 4, 10  # pieces are unequal after all; and each takes two forward passes of its own
 
 
 def exact(
@@ -48,13 +51,11 @@ def exact(
     values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
     alone = np.zeros((n_prompts, graph.n_edges), dtype=np.float32) if per_prompt else None
 
-    def add(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows] += effects.sum(1).cpu().numpy() / n_prompts
+    for rows, prompts, effects in _patch_edges(model, batches, metric, np.arange(graph.n_edges), graph=graph,
+                                               ablation=ablation, progress=progress):
+        values[rows] += effects.sum(1) / n_prompts
         if alone is not None:
-            alone[prompts, rows] = effects.T.cpu().numpy()
-
-    _patch_edges(model, batches, metric, np.arange(graph.n_edges), add, graph=graph, ablation=ablation,
-                 progress=progress)
+            alone[prompts, rows] = effects.T
     provenance = {"method": "exact", "method_options": {}, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, values, provenance, alone)
 
@@ -79,12 +80,14 @@ def exact_effects(
     if len(outside):
         raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
     values = np.zeros((len(edges), sum(len(batch) for batch in batches)))
-
-    def put(rows: np.ndarray, prompts: slice, effects: Tensor) -> None:
-        values[rows, prompts] = effects.cpu().numpy()
-
-    _patch_edges(model, batches, metric, edges, put, graph=graph, ablation=ablation, progress=progress)
+    for rows, prompts, effects in _patch_edges(model, batches, metric, edges, graph=graph, ablation=ablation,
+                                               progress=progress):
+        values[rows, prompts] = effects
     return values
+
+
+# Places among the edges that are patched, a range of prompts, and the effects there
+Effects = tuple[np.ndarray, slice, Float[np.ndarray, "row prompt"]]
 
 
 def _patch_edges(
@@ -92,28 +95,54 @@ def _patch_edges(
     batches: Sequence[Batch],
     metric: Metric,
     edges: Int[np.ndarray, " edge"],
-    take: Callable[[np.ndarray, slice, Float[Tensor, "row prompt"]], None],
     *,
     graph: Graph,
     ablation: str | Ablation,
     progress: bool,
-) -> None:
-    """Patches each edge alone; `take` gets places in `edges`, a range of prompts, and the effects there."""
-    replace = prepare_ablation(model, batches, ablation)
+) -> Iterator[Effects]:
+    """Patches each edge alone. A piece of the work is a batch with a part of the channels."""
+    of_piece = partial(_of_piece, model, metric, edges, graph, prepare_ablation(model, batches, ablation))
     order = np.argsort(edges, kind="stable")  # edges are numbered channel by channel
     channels, first_places = np.unique(graph.edge_channel[edges[order]], return_index=True)
-    places_of_channel = np.split(order, first_places[1:])
-    first_prompt = 0
-    bar = tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress)
-    with torch.no_grad(), frozen(model), bar:
-        for batch in batches if len(edges) else []:
-            patch = _EdgePatch(model, batch, metric, replace(batch), graph)
-            prompts = slice(first_prompt, first_prompt := first_prompt + len(batch))
-            for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
-                for first in range(0, len(places), patch.srcs_per_pass):
-                    rows = places[first : first + patch.srcs_per_pass]
-                    take(rows, prompts, patch.effects(graph.channels[c], edges[rows]).double())
-                    bar.update(len(rows))
+    places = np.split(order, first_places[1:])
+    reads = list(zip(channels, places, strict=True))[::-1]
+    parts = _parts(graph, reads, n_workers(model), len(batches))
+    ends = np.cumsum([len(batch) for batch in batches])
+    pieces = ((batch, int(end) - len(batch), reads[part]) for batch, end in zip(batches, ends, strict=True)
+              for part in parts)
+    with tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress) as bar:
+        for found in over(model, of_piece, pieces) if len(edges) else ():
+            yield found
+            bar.update(len(found[0]))
+
+
+def _of_piece(
+    model: Transformer, metric: Metric, edges: Int[np.ndarray, " edge"], graph: Graph, replace: Ablation,
+    piece: tuple[Batch, int, Sequence[tuple[int, np.ndarray]]],
+) -> Iterator[Effects]:
+    """The effects of the edges of some channels on the prompts of one batch, many edges to a pass."""
+    batch, first_prompt, reads = piece
+    prompts = slice(first_prompt, first_prompt + len(batch))
+    with torch.no_grad(), frozen(model):
+        patch = _EdgePatch(model, batch, metric, replace(batch), graph)
+        for c, places in reads:
+            for first in range(0, len(places), patch.srcs_per_pass):
+                rows = places[first : first + patch.srcs_per_pass]
+                yield rows, prompts, patch.effects(graph.channels[c], edges[rows]).double().cpu().numpy()
+
+
+def _parts(graph: Graph, reads: Sequence[tuple[int, np.ndarray]], n_workers: int, n_batches: int) -> list[slice]:
+    """Stretches of the channels, of about the same cost: one, or as many as give each worker some pieces that are worth
+    the two forward passes that every piece takes."""
+    nodes = [graph.channels[c].node for c, _ in reads]
+    # An edge takes the layers above it.
+    costs = [len(places) * (1 if node.kind == "logits" else graph.n_layers - node.layer)
+             for node, (_, places) in zip(nodes, reads, strict=True)]
+    passes = sum(costs) // graph.n_layers
+    n = 1 if n_workers == 1 else max(1, min(-(-PIECES_A_WORKER * n_workers // n_batches), passes // LEAST_PASSES))
+    cuts = np.searchsorted(np.cumsum(costs), sum(costs) * np.arange(1, n) / n) + 1
+    ends = sorted({0, *(int(cut) for cut in cuts), len(reads)})
+    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
 
 
 class _EdgePatch:

@@ -25,10 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.ablation import Replacement, prepare_ablation
+from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, Resid, Taps, differences, record, record_with_taps
 from acdc.architectures.anatomy import Projection
 from acdc.circuit import EdgeScores
+from acdc.cluster import over
 from acdc.errors import AcdcError
 from acdc.graph import KV, Graph
 from acdc.metrics import Metric
@@ -115,14 +116,20 @@ def batch_scores(
     """For each batch, the scores of every prompt, or their sum over prompts as one row; in float64."""
     if not metric.differentiable:
         raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
-    replace = prepare_ablation(model, batches, ablation)
+    of_batch = partial(_of_batch, model, metric, graph, products, prepare_ablation(model, batches, ablation),
+                       per_prompt)
+    yield from tqdm(over(model, of_batch, batches), desc="attributing", unit="batch", total=len(batches),
+                    disable=not progress)
+
+
+def _of_batch(model: Transformer, metric: Metric, graph: Graph, products: Products, replace: Ablation, per_prompt: bool,
+              batch: Batch) -> Iterator[Float[np.ndarray, "prompt edge"]]:
     with frozen(model):
-        for batch in tqdm(batches, desc="attributing", unit="batch", disable=not progress):
-            replacement = replace(batch)
-            n_prompts = len(batch) if per_prompt else 1
-            parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
-            found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
-            yield _of_edges(graph, found.cpu().numpy())
+        replacement = replace(batch)
+        n_prompts = len(batch) if per_prompt else 1
+        parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
+        found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+    yield _of_edges(graph, found.cpu().numpy())
 
 
 def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:

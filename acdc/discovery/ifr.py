@@ -6,7 +6,8 @@ each src brings it, as a share.
 Source: Ferrando & Voita 2024 (arXiv 2403.00824); from all srcs to all reads as in MIB (arXiv 2504.13151).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from acdc.ablation import check_ablation
 from acdc.activations import Activations, Resid, contribution, record
 from acdc.circuit import EdgeScores
+from acdc.cluster import over
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_groups, position_names
@@ -50,21 +52,28 @@ def ifr(
     """
     check_ablation(batches, ablation)
     graph = model.graph(kv, position_names(batches, positions))
-    read_of_channel = [_place(graph, c) for c in range(len(graph.channels))]
     total, alone = np.zeros(graph.n_edges), []
-    with torch.no_grad(), frozen(model):
-        for batch in tqdm(batches, desc="following the flow", unit="batch", disable=not progress):
-            run = record(model, batch.clean)
-            weights = _weights(batch, graph)
-            for rows in _chunks(batch, graph, run):
-                shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
-                scores = np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
-                total += scores.sum(0)
-                if per_prompt:
-                    alone.append(scores.astype(np.float32))
+    with tqdm(total=sum(len(batch) for batch in batches), desc="following the flow", unit="prompt",
+              disable=not progress) as bar:
+        for scores in over(model, partial(_of_batch, model, graph), batches):
+            total += scores.sum(0)
+            if per_prompt:
+                alone.append(scores.astype(np.float32))
+            bar.update(len(scores))
     provenance = {"method": "ifr", "method_options": {}, "metric": metric.name, "ablation": ablation}
     return EdgeScores(graph, total / sum(len(batch) for batch in batches), provenance,
                       np.concatenate(alone) if per_prompt else None)
+
+
+def _of_batch(model: Transformer, graph: Graph, batch: Batch) -> Iterator[Float[np.ndarray, "prompt edge"]]:
+    """The scores of some of the prompts at a time."""
+    read_of_channel = [_place(graph, c) for c in range(len(graph.channels))]
+    with torch.no_grad(), frozen(model):
+        run = record(model, batch.clean)
+        weights = _weights(batch, graph)
+        for rows in _chunks(batch, graph, run):
+            shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
+            yield np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
 
 
 def _place(graph: Graph, channel: int) -> int:

@@ -6,8 +6,9 @@ with m the mean of the metric over prompts, in the full model, in the circuit, a
 circuit does what the model does; f > 1: it does more, because what it leaves out works against the task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from acdc.ablation import Ablation, prepare_ablation
 from acdc.activations import record
 from acdc.circuit import Circuit, EdgeScores, Rank
+from acdc.cluster import n_workers, over
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
 from acdc.metrics import METRICS, Metric
@@ -103,28 +105,51 @@ def measure(
     Cost a batch: a forward pass each for the first two, and one circuit run for each different circuit but these.
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
-    replace = prepare_ablation(model, batches, ablation)
+    different = {circuit.kept.tobytes(): Circuit(circuit.graph, circuit.kept) for circuit in circuits}
+    parts = _parts(list(different.values()), n_workers(model), len(batches))
+    of_piece = partial(_of_piece, model, metric, prepare_ablation(model, batches, ablation))
+    found = over(model, of_piece, ((batch, part) for batch in batches for part in parts))
     columns, right = [], []
-    with tqdm(total=len(circuits) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
-        for batch in batches:
-            replacement = replace(batch)
-            with torch.no_grad(), frozen(model):
-                reference = model.logits(record(model, batch.clean).final[:, -1])
-                empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-            rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
-            right.append(METRICS["accuracy"](reference, batch, reference))
+    with tqdm(total=len(different) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
+        for _ in batches:
             known: dict[bytes, Tensor] = {}
-            for circuit in circuits:
-                key = circuit.kept.tobytes()
-                if key not in known:
-                    known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
-                                  metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
-                rows.append(known[key])
-                bar.update()
-            columns.append(torch.stack(rows))
+            for part in parts:
+                full, empty, is_right = next(found)
+                for circuit in part:
+                    known[circuit.kept.tobytes()] = next(found)
+                    bar.update()
+            columns.append(torch.stack([full, empty, *(known[circuit.kept.tobytes()] for circuit in circuits)]))
+            right.append(is_right)
     values = torch.cat(columns, dim=1)
     _check_separation(values, batches, metric, float(torch.cat(right).mean()))
     return values
+
+
+def _parts(circuits: list[Circuit], n_workers: int, n_batches: int) -> list[list[Circuit]]:
+    """All circuits, or so many parts of them that each worker has something to do; neighbours, which often are of about
+    the same size, in different ones."""
+    n = max(1, min(len(circuits), -(-n_workers // n_batches)))
+    return [circuits[i::n] for i in range(n)]
+
+
+def _of_piece(model: Transformer, metric: Metric, replace: Ablation, piece: tuple[Batch, Sequence[Circuit]]
+              ) -> Iterator[Float[Tensor, " prompt"]]:
+    """For a batch: the metric of each prompt in the full model and in the empty circuit, whether the full model is
+    right, and the metric in each of the circuits."""
+    batch, circuits = piece
+    replacement = replace(batch)
+    with torch.no_grad(), frozen(model):
+        reference = model.logits(record(model, batch.clean).final[:, -1])
+        empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+    full_row, empty_row = (metric(logits, batch, reference).double() for logits in (reference, empty))
+    yield from (full_row, empty_row, METRICS["accuracy"](reference, batch, reference))
+    for circuit in circuits:
+        if circuit.kept.all():
+            yield full_row
+        elif not circuit.kept.any():
+            yield empty_row
+        else:
+            yield metric(run_circuit(model, batch, circuit, replacement), batch, reference).double()
 
 
 def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
