@@ -13,7 +13,7 @@ from typing import Any
 from acdc.arguments import add_cluster, check_measuring, choose
 from acdc.errors import AcdcError
 
-from .benchmark_cells import Cell, Desk, failure, file_hash, make_desk, measured, other_weights
+from .benchmark_cells import NOTHING_LOADED, Cell, Desk, failure, file_hash, make_desk, measured, other_weights
 from .printing import say
 
 HELP = "measure methods on tasks and models, on prompts that they have not seen; resumable"
@@ -95,7 +95,7 @@ def _workers(arguments: argparse.Namespace) -> Any:
         return nullcontext()
     import torch
 
-    from acdc.cluster import ray_workers
+    from acdc.ray_workers import ray_workers
 
     device = torch.device(arguments.device).type  # each sees no GPUs but its own
     alike = {key: value for key, value in vars(arguments).items() if key != "run"}
@@ -147,17 +147,18 @@ class Grid:
         desk = Desk(arguments)
         with _workers(arguments) as workers:
             if workers is not None:
-                workers.own = desk
+                workers.stand_for(desk, NOTHING_LOADED)
             self.measure_all(todo, desk, workers)
 
     def measure_all(self, todo: Sequence[tuple[Any, dict[str, Any]]], desk: Desk, workers: Any) -> None:
         """Cells are stored here, as they are finished, wherever they were measured."""
-        from acdc.cluster import Lost, finished
+        from acdc.cluster import finished
+        from acdc.ray_workers import LostError
 
         weights = {cell["model"]: cell["model_sha256"] for cell in self.folder.all_cells() if "model_sha256" in cell}
         for i, found in finished(workers, partial(measured, desk), self._begun(todo, weights, workers is not None)):
             names = todo[i][1]
-            (result,) = [failure(found)] if isinstance(found, Lost) else found
+            (result,) = [failure(found)] if isinstance(found, LostError) else found
             sha = result.get("model_sha256")
             if sha is not None and weights.setdefault(names["model"], sha) != sha:
                 raise other_weights(self.folder.path, names["model"])
@@ -166,11 +167,13 @@ class Grid:
     def _begun(self, todo: Sequence[tuple[Any, dict[str, Any]]], weights: Mapping[str, str], elsewhere: bool
                ) -> Iterator[Cell]:
         """Each cell when its turn comes. `elsewhere`: paths must be known from other folders, too."""
-        place = os.path.abspath if elsewhere else str
         for number, (run, names) in enumerate(todo, self.n_done + 1):
             say(f"[{number}/{self.n_cells}] {_title(names)} ...")
-            model, task = (place(name) if Path(name).exists() else name for name in (names["model"], names["task"]))
-            yield Cell(names, run, model, task if names["task_sha256"] else names["task"], weights.get(names["model"]))
+            model, task = names["model"], names["task"]
+            if elsewhere:
+                model = os.path.abspath(model) if Path(model).is_dir() else model
+                task = os.path.abspath(task) if names["task_sha256"] else task
+            yield Cell(names, run, model, task, weights.get(names["model"]))
 
     def _count(self, cell: Mapping[str, Any], note: str = "") -> None:
         self.n_done += 1

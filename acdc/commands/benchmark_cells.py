@@ -14,6 +14,8 @@ from acdc.errors import AcdcError
 from .loading import quiet_libraries
 from .printing import say
 
+NOTHING_LOADED = "no model yet"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -119,7 +121,7 @@ def measured(desk: Desk, cell: Cell) -> Iterator[dict[str, Any]]:
 
 
 def make_desk(arguments: argparse.Namespace) -> tuple[Desk, str]:
-    return Desk(arguments), "models of its own"
+    return Desk(arguments), NOTHING_LOADED
 
 
 def split_prompts(source: str, tokenizer: Any, n: int, n_test: int, seed: int) -> tuple[Any, Any]:

@@ -105,7 +105,7 @@ def _patch_edges(
     order = np.argsort(edges, kind="stable")  # edges are numbered channel by channel
     channels, first_places = np.unique(graph.edge_channel[edges[order]], return_index=True)
     places = np.split(order, first_places[1:])
-    reads = list(zip(channels, places, strict=True))[::-1]
+    reads = list(zip(channels.tolist(), places, strict=True))[::-1]
     parts = _parts(graph, reads, n_workers(model), len(batches))
     ends = np.cumsum([len(batch) for batch in batches])
     pieces = ((batch, int(end) - len(batch), reads[part]) for batch, end in zip(batches, ends, strict=True)

@@ -26,6 +26,8 @@ from acdc.patching import run_circuit
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
+FULL, EMPTY, RIGHT = -3, -2, -1  # beside the places of circuits
+
 
 @dataclass(frozen=True)
 class Faithfulness:
@@ -105,51 +107,46 @@ def measure(
     Cost a batch: a forward pass each for the first two, and one circuit run for each different circuit but these.
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
-    different = {circuit.kept.tobytes(): Circuit(circuit.graph, circuit.kept) for circuit in circuits}
-    parts = _parts(list(different.values()), n_workers(model), len(batches))
+    first: dict[bytes, int] = {}  # of equal circuits
+    places = [first.setdefault(circuit.kept.tobytes(), i) for i, circuit in enumerate(circuits)]
+    parts = _parts(sorted(first.values()), n_workers(model), len(batches))
+    pieces = ((i, batch, {place: Circuit(circuits[place].graph, circuits[place].kept) for place in part})
+              for i, batch in enumerate(batches) for part in parts)
     of_piece = partial(_of_piece, model, metric, prepare_ablation(model, batches, ablation))
-    found = over(model, of_piece, ((batch, part) for batch in batches for part in parts))
-    columns, right = [], []
-    with tqdm(total=len(different) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
-        for _ in batches:
-            known: dict[bytes, Tensor] = {}
-            for part in parts:
-                full, empty, is_right = next(found)
-                for circuit in part:
-                    known[circuit.kept.tobytes()] = next(found)
-                    bar.update()
-            columns.append(torch.stack([full, empty, *(known[circuit.kept.tobytes()] for circuit in circuits)]))
-            right.append(is_right)
-    values = torch.cat(columns, dim=1)
-    _check_separation(values, batches, metric, float(torch.cat(right).mean()))
+    known: list[dict[int, Tensor]] = [{} for _ in batches]
+    with tqdm(total=len(first) * len(batches), desc="evaluating", unit="circuit", disable=not progress) as bar:
+        for i, place, row in over(model, of_piece, pieces):
+            known[i][place] = row
+            bar.update(place >= 0)
+    values = torch.cat([torch.stack([rows[place] for place in (FULL, EMPTY, *places)]) for rows in known], dim=1)
+    _check_separation(values, batches, metric, float(torch.cat([rows[RIGHT] for rows in known]).mean()))
     return values
 
 
-def _parts(circuits: list[Circuit], n_workers: int, n_batches: int) -> list[list[Circuit]]:
+def _parts(circuits: list[int], n_workers: int, n_batches: int) -> list[list[int]]:
     """All circuits, or so many parts of them that each worker has something to do; neighbours, which often are of about
     the same size, in different ones."""
     n = max(1, min(len(circuits), -(-n_workers // n_batches)))
     return [circuits[i::n] for i in range(n)]
 
 
-def _of_piece(model: Transformer, metric: Metric, replace: Ablation, piece: tuple[Batch, Sequence[Circuit]]
-              ) -> Iterator[Float[Tensor, " prompt"]]:
-    """For a batch: the metric of each prompt in the full model and in the empty circuit, whether the full model is
-    right, and the metric in each of the circuits."""
-    batch, circuits = piece
+def _of_piece(model: Transformer, metric: Metric, replace: Ablation, piece: tuple[int, Batch, dict[int, Circuit]]
+              ) -> Iterator[tuple[int, int, Float[Tensor, " prompt"]]]:
+    """The number of the batch, the place of the circuit, and the metric of each prompt in it; in the place of RIGHT,
+    whether the full model is right."""
+    i, batch, circuits = piece
     replacement = replace(batch)
     with torch.no_grad(), frozen(model):
         reference = model.logits(record(model, batch.clean).final[:, -1])
         empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-    full_row, empty_row = (metric(logits, batch, reference).double() for logits in (reference, empty))
-    yield from (full_row, empty_row, METRICS["accuracy"](reference, batch, reference))
-    for circuit in circuits:
-        if circuit.kept.all():
-            yield full_row
-        elif not circuit.kept.any():
-            yield empty_row
+    rows = {place: metric(logits, batch, reference).double() for place, logits in ((FULL, reference), (EMPTY, empty))}
+    yield from ((i, place, row) for place, row in rows.items())
+    yield i, RIGHT, METRICS["accuracy"](reference, batch, reference)
+    for place, circuit in circuits.items():
+        if circuit.kept.all() or not circuit.kept.any():
+            yield i, place, rows[FULL if circuit.kept.all() else EMPTY]
         else:
-            yield metric(run_circuit(model, batch, circuit, replacement), batch, reference).double()
+            yield i, place, metric(run_circuit(model, batch, circuit, replacement), batch, reference).double()
 
 
 def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
