@@ -69,6 +69,27 @@ def add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> Non
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
+def add_cluster(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=f"{what} by workers of a Ray cluster, with "
+                        "the same results: HOST:PORT of its head, auto or local (default: the one of RAY_ADDRESS or of "
+                        "this machine, else local)")
+    parser.add_argument("--workers", type=int, help="with --ray: how many (default: one for each CPU, or each GPU if "
+                        "--device is one)")
+
+
+def check_cluster(arguments: argparse.Namespace) -> None:
+    if arguments.ray is None:
+        if arguments.workers is not None:
+            raise AcdcError("--workers are those of --ray; give that too")
+        return
+    from acdc.ray_workers import check_address, find_ray
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise AcdcError(f"--workers {arguments.workers}: it must be at least 1")
+    check_address(arguments.ray)
+    find_ray()
+
+
 def check_measuring(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before a model is loaded, which takes seconds or minutes."""
     from acdc.ablation import check_name
@@ -87,18 +108,23 @@ def check_measuring(arguments: argparse.Namespace) -> None:
         raise AcdcError("--curve with --ablation optimal: each size would need constants of its own. Leave out "
                         "--curve, or give another --ablation")
     choose("dtype", arguments.dtype, DTYPES)
+    if hasattr(arguments, "ray"):
+        check_cluster(arguments)
     for name in ("prompts", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise AcdcError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
-    check_device(arguments.device)
+    check_device(arguments.device, here=arguments.command != "benchmark" or arguments.ray is None)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, here: bool = True) -> None:
+    """`here`: it must be on this machine, not only on others."""
     import torch
 
     try:
-        torch.zeros(1, device=device).item()
+        torch.device(device)
+        if here:
+            torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise AcdcError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
 

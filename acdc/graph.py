@@ -15,7 +15,7 @@ to some token (`S2`, `end`, ...). The last one is where the logits are read; edg
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -118,6 +118,10 @@ class Graph:
                 f"{len(self.positions):,} positions, the longest name of {max(map(len, self.positions)):,} characters; "
                 f"at most {MAX_POSITIONS:,} of {MAX_POSITION_NAME} can be told apart. Use shorter prompts or names"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its tables, which are large."""
+        return graph_of, (self.n_layers, self.n_heads, self.n_kv_heads, self.parallel, self.kv, self.positions)
 
     @cached_property
     def srcs(self) -> tuple[Node, ...]:

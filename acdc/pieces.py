@@ -8,10 +8,10 @@ there if an earlier try has computed it; elsewhere it only computes. Pieces may 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from acdc.output_folder import WriteError, beside, make_folder, remove, write_fi
 
 SECONDS = 5.0  # between writes: so much work is lost at most, and a run that is shorter writes nothing
 Piece = Mapping[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Pieces:
@@ -36,21 +37,26 @@ class Pieces:
         if folder.is_dir():
             self._read()
 
-    def take(self, label: str, compute: Callable[[], Piece]) -> Piece:
-        key = ".".join(map(str, self.path))
-        if key in self.stored:
-            found = self._load(key, label)
-        else:
-            self.path.append(0)
+    def take(self, label: str, items: Sequence[T], compute: Callable[[Iterable[T]], Iterator[Piece]]
+             ) -> Iterator[Piece]:
+        """See `pieces_over`. The numbers of the pieces are reserved when the first is asked for."""
+        within, first = self.path[:-1], self.path[-1]
+        self.path[-1] += len(items)
+        keys = [".".join(map(str, (*within, first + i))) for i in range(len(items))]
+        computed = compute(item for key, item in zip(keys, items, strict=True) if key not in self.stored)
+        for i, key in enumerate(keys):
+            if key in self.stored:
+                yield self._load(key, label)
+                continue
+            outside, self.path = self.path, [*within, first + i, 0]
             try:
-                found = compute()
+                found = next(computed)
             finally:
-                self.path.pop()
+                self.path = outside
             self.pending[key] = label, found
             if time.monotonic() - self.last >= SECONDS:
                 self.write()
-        self.path[-1] += 1
-        return found
+            yield found
 
     def write(self) -> None:
         """Writes what is pending to a file of its own."""
@@ -113,7 +119,13 @@ def piece(label: str, compute: Callable[[], Piece]) -> Piece:
     `compute` must depend on nothing but what the run is, and change nothing but what it returns. Leave no piece out
     that an earlier try may have computed: they are told apart by their order.
     """
-    return compute() if _Current.pieces is None else _Current.pieces.take(label, compute)
+    return next(pieces_over(label, [None], lambda items: (compute() for _ in items)))
+
+
+def pieces_over(label: str, items: Iterable[T], compute: Callable[[Iterable[T]], Iterator[Piece]]) -> Iterator[Piece]:
+    """A piece for each item, in their order. `compute` is given the items that no earlier try has computed, and yields
+    their pieces, which are as those of `piece`."""
+    return compute(items) if _Current.pieces is None else _Current.pieces.take(label, list(items), compute)
 
 
 def piece_of_json(label: str, compute: Callable[[], Any]) -> Any:

@@ -26,12 +26,14 @@ class Transformer:
     """A HuggingFace model with its tokenizer, seen as a graph of heads and MLPs.
 
     `causal=False` runs it with every position seeing every other (compiled models of bidirectional programs, images).
+    `workers`: those that pieces of its work are given to, see `acdc.cluster`.
     """
 
     hf: Any
     tokenizer: Any
     name: str
     causal: bool = True
+    workers: Any = None
 
     @cached_property
     def anatomy(self) -> Any:

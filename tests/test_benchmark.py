@@ -14,7 +14,7 @@ from test_cli import TOKENIZER, run, save_model, solvable
 import acdc.grid.cell
 import acdc.models
 from acdc.benchmarks import grid as grid_record
-from acdc.commands.benchmark import split_prompts
+from acdc.commands.benchmark_cells import split_prompts
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
 from acdc.evaluation.bench import prepare_bench

@@ -2,20 +2,18 @@
 
 import argparse
 import json
-import random
-import sys
-import traceback
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import check_measuring, choose
+from acdc.arguments import add_cluster, check_measuring, choose
 from acdc.errors import AcdcError
 
-from .loading import quiet_libraries
+from .benchmark_cells import NOTHING_LOADED, Cell, Desk, failure, file_hash, make_desk, measured, other_weights
 from .printing import say
 
 HELP = "measure methods on tasks and models, on prompts that they have not seen; resumable"
@@ -45,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of results; one that is there is "
                         "gone on with")
     parser.add_argument("--retry-failed", action="store_true", help="also measure again what failed")
+    add_cluster(parser, "cells are measured")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,8 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     with grid_folder(arguments.out, settings) as folder:
         grid = Grid(arguments, folder, runs)
         try:
-            for model in arguments.models:
-                grid.measure_model(model)
+            grid.measure()
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted; {len(folder.all_cells())} finished cells are in {folder.path}, and "
                                     "the same command goes on from there") from error
@@ -91,19 +89,18 @@ def _check(arguments: argparse.Namespace) -> list[Any]:
     return runs
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a task, tokenizer and seed: those that methods get, and the others, ready to measure on."""
+def _workers(arguments: argparse.Namespace) -> Any:
+    """The processes that measure cells: none but this one, unless --ray asks for them."""
+    if arguments.ray is None:
+        return nullcontext()
+    import torch
 
-    train: Any
-    bench: Any
-    batch_size: int
-    model: Any
+    from acdc.ray_workers import ray_workers
 
-    def batches(self, n: int | None) -> Any:
-        """The first `n` to find circuits on, or all."""
-        task = self.train if n is None else replace(self.train, examples=self.train.examples[:n])
-        return task.batches(self.model.tokenizer, batch_size=self.batch_size, device=self.model.device)
+    device = torch.device(arguments.device).type  # each sees no GPUs but its own
+    alike = {key: value for key, value in vars(arguments).items() if key != "run"}
+    return ray_workers(partial(make_desk, argparse.Namespace(**{**alike, "device": device})), arguments.ray,
+                       arguments.workers, device=device)
 
 
 class Grid:
@@ -118,12 +115,9 @@ class Grid:
     @cached_property
     def tasks(self) -> dict[str, str | None]:
         """The tasks, and what a file holds: other prompts in it are another task."""
-        import hashlib
-
         from acdc.tasks import TASKS  # pyright: ignore[reportMissingImports]
 
-        return {task: None if task in TASKS else hashlib.sha256(Path(task).read_bytes()).hexdigest()
-                for task in self.arguments.tasks}
+        return {task: None if task in TASKS else file_hash(task) for task in self.arguments.tasks}
 
     def missing(self, model: str, task: str, seed: int) -> Iterator[tuple[Any, dict[str, Any]]]:
         """What is to be measured: the method's run, and which cell it is. What is there already is counted."""
@@ -143,88 +137,49 @@ class Grid:
         return sorted(cells, key=lambda cell: [names.index(cell[axis]) if cell[axis] in names else len(names)
                                                for axis, names in axes.items()])
 
-    def measure_model(self, name: str) -> None:
-        """All cells of a model, which is loaded once, if anything is missing."""
-        from acdc.models import load_model, weights_hash
-
+    def measure(self) -> None:
+        """All cells that are missing; if there are any, with workers where they are asked for."""
         arguments = self.arguments
-        todo = [(task, seed, cells) for task in arguments.tasks for seed in arguments.seeds
-                if (cells := list(self.missing(name, task, seed)))]
+        todo = [entry for model in arguments.models for task in arguments.tasks for seed in arguments.seeds
+                for entry in self.missing(model, task, seed)]
         if not todo:
             return
-        quiet_libraries()
-        say(f"loading {name}")
-        model = load_model(name, dtype=arguments.dtype, device=arguments.device)
-        sha = weights_hash(model)
-        for stored in self.folder.all_cells():
-            if stored["model"] == name and stored.get("model_sha256", sha) != sha:
-                raise AcdcError(f"{self.folder.path} holds results of {name!r} with other weights; give another --out")
-        for task, seed, cells in todo:
-            self.measure_task(model, sha, task, seed, cells)
+        desk = Desk(arguments)
+        with _workers(arguments) as workers:
+            if workers is not None:
+                workers.stand_for(desk, NOTHING_LOADED)
+            self.measure_all(todo, desk, workers)
 
-    def measure_task(self, model: Any, sha: str, task: str, seed: int, cells: Sequence[tuple[Any, dict[str, Any]]]
-                     ) -> None:
-        from acdc.grid.cell import run_cell
+    def measure_all(self, todo: Sequence[tuple[Any, dict[str, Any]]], desk: Desk, workers: Any) -> None:
+        """Cells are stored here, as they are finished, wherever they were measured."""
+        from acdc.cluster import finished
+        from acdc.ray_workers import LostError
 
-        known = {"model_sha256": sha}
-        try:
-            prompts = self._prompts(model, task, seed)
-        except AcdcError as error:  # such as a task that the model cannot do
-            for _, cell in cells:
-                self._count(self.folder.store(cell, {**known, **_failure(error)}))
-            return
-        for run, cell in cells:
-            say(f"[{self.n_done + 1}/{self.n_cells}] {_title(cell)} ...")
-            try:
-                result = run_cell(model, run, prompts.batches(run.prompts), prompts.bench, seed=seed,
-                                  ablation=self.arguments.ablation, kv=self.arguments.kv,
-                                  progress=sys.stderr.isatty())
-                result = {"status": "done", "task_name": prompts.train.name, **result}
-            except Exception as error:  # whatever one method raises is its own result; the others go on
-                result = _failure(error)
-            self._count(self.folder.store(cell, {**known, **result}))
+        weights = {cell["model"]: cell["model_sha256"] for cell in self.folder.all_cells() if "model_sha256" in cell}
+        for i, found in finished(workers, partial(measured, desk), self._begun(todo, weights, workers is not None)):
+            names = todo[i][1]
+            (result,) = [failure(found)] if isinstance(found, LostError) else found
+            sha = result.get("model_sha256")
+            if sha is not None and weights.setdefault(names["model"], sha) != sha:
+                raise other_weights(self.folder.path, names["model"])
+            self._count(self.folder.store(names, result))
 
-    def _prompts(self, model: Any, task: str, seed: int) -> Prompts:
-        from acdc.evaluation.bench import prepare_bench
-        from acdc.metrics import METRICS
-        from acdc.models import check_prompts
-
-        arguments = self.arguments
-        train, test = split_prompts(task, model.tokenizer, arguments.prompts, arguments.test_prompts, seed)
-        prompts = Prompts(train, None, arguments.batch_size, model)
-        check_prompts(model, prompts.batches(None))
-        batches = test.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
-        check_prompts(model, batches)
-        return replace(prompts, bench=prepare_bench(model, batches, METRICS[test.metric], ablation=arguments.ablation))
+    def _begun(self, todo: Sequence[tuple[Any, dict[str, Any]]], weights: Mapping[str, str], elsewhere: bool
+               ) -> Iterator[Cell]:
+        """Each cell when its turn comes. `elsewhere`: paths must be known from other folders, too."""
+        for number, (run, names) in enumerate(todo, self.n_done + 1):
+            say(f"[{number}/{self.n_cells}] {_title(names)} ...")
+            model, task = names["model"], names["task"]
+            if elsewhere:
+                model = os.path.abspath(model) if Path(model).is_dir() else model
+                task = os.path.abspath(task) if names["task_sha256"] else task
+            yield Cell(names, run, model, task, weights.get(names["model"]))
 
     def _count(self, cell: Mapping[str, Any], note: str = "") -> None:
         self.n_done += 1
         if cell["status"] == "failed":
             self.failed.append(cell)
         print(f"[{self.n_done}/{self.n_cells}] {_title(cell)}: {note or outcome(cell)}", flush=True)
-
-
-def split_prompts(source: str, tokenizer: Any, n: int, n_test: int, seed: int) -> tuple[Any, Any]:
-    """A task's prompts in two parts that share no prompt: drawn together, shuffled, then divided."""
-    from acdc.tasks import TASKS, load_task  # pyright: ignore[reportMissingImports]
-
-    drawn = {"n": n + n_test, "seed": seed} if source in TASKS else {}  # all that a file holds
-    task = load_task(source, tokenizer, **drawn)
-    examples = list({example.clean: example for example in task.examples}.values())
-    if len(examples) < n + n_test:
-        raise AcdcError(f"task {source!r} has {len(examples):,} different prompts; --prompts {n} and --test-prompts "
-                        f"{n_test} ask for {n + n_test:,}. Ask for fewer")
-    random.Random(seed).shuffle(examples)
-    return (replace(task, examples=tuple(examples[:n])), replace(task, examples=tuple(examples[n : n + n_test])))
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    """What is stored of a cell that failed; of what was not foreseen, where."""
-    kind = type(error).__name__
-    record: dict[str, Any] = {"status": "failed", "error": kind, "message": str(error) or kind}
-    if not isinstance(error, AcdcError):
-        record["traceback"] = traceback.format_exception(error)
-    return record
 
 
 def _title(cell: Mapping[str, Any]) -> str:

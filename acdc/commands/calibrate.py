@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from acdc.arguments import add_saved, check_calibration, choose
+from acdc.arguments import add_cluster, add_saved, check_calibration, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import output_file, write_file
 
-from .loading import goes_on, load_again, read_circuit
+from .loading import goes_on, load_again, read_circuit, spread
 
 HELP = "compare a saved circuit's scores with exact effects of some edges"
 
@@ -20,6 +20,7 @@ HELP = "compare a saved circuit's scores with exact effects of some edges"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
     parser.add_argument("--edges", type=int, default=400, help="how many edges to patch; --seed draws them too")
+    add_cluster(parser, "edges are patched")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     with output_file(arguments.out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, known)
         work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+        model = work.enter_context(spread(arguments, model))
         metric = choose("metric", arguments.metric, METRICS)
         result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
                            seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())

@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_measuring, check_calibration, choose, size_of
+from acdc.arguments import add_cluster, add_measuring, check_calibration, choose, size_of
 from acdc.errors import AcdcError
 from acdc.output_folder import OutputFolder, output_folder, write_file
 
-from .loading import goes_on, load
+from .loading import goes_on, load, spread
 from .printing import curve_lines, exceeds_text, say
 
 HELP = "find a circuit and write it, its pictures and a report to a folder"
@@ -86,6 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                           "exactly, to see how far their scores can be trusted; 0: none")
     parser.add_argument("--out", type=Path, help="folder to write (default: circuits/MODEL-TASK-METHOD)")
     parser.add_argument("--overwrite", action="store_true", help="replace the circuit that is there")
+    add_cluster(parser, "scores, circuits and single edges are computed")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -112,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     with output_folder(out, outputs, arguments.overwrite) as folder, ExitStack() as work:
         with _timed(seconds, "load"):
             model, task, batches = load(arguments)
+        model = work.enter_context(spread(arguments, model))
         metric = choose("metric", arguments.metric or task.metric, METRICS)
         own = taken["metric"].default.name if "metric" in taken else ""
         usual = own if own == "kl_divergence" else metric.name  # KL for those that look for what does as the model does

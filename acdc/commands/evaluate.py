@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_saved, choose
+from acdc.arguments import add_cluster, add_saved, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import output_file, write_file
 
-from .loading import goes_on, load_again, read_circuit, refuse_python
+from .loading import goes_on, load_again, read_circuit, refuse_python, spread
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -21,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
     parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR, CMD and areas over "
                         "log size and of small circuits")
+    add_cluster(parser, "circuits are run")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
         metric = choose("metric", arguments.metric, METRICS)
         ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+        model = work.enter_context(spread(arguments, model))
         measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
         result = faithfulness(model, circuit, batches, metric, **measured)
         curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)

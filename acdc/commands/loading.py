@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from acdc.errors import AcdcError
 
 from .printing import say
 
-NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint"}
+NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint", "ray", "workers"}
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -31,6 +31,16 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
     check_prompts(model, batches)
     return model, task, batches
+
+
+def spread(arguments: argparse.Namespace, model: Any) -> AbstractContextManager[Any]:
+    """The model, with workers where --ray asks for them."""
+    from acdc.cluster import on_ray
+
+    if arguments.ray is None:
+        return nullcontext(model)
+    say("starting workers")
+    return on_ray(model, arguments.ray, arguments.workers)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from the first that differs.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from tqdm import tqdm
 from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, differences, record
 from acdc.circuit import EdgeScores
+from acdc.cluster import Shared, over
 from acdc.errors import AcdcError
-from acdc.fitting import Halving, over_batches
+from acdc.fitting import Halving
 from acdc.graph import KV, Channel, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.resume import resume
@@ -25,6 +27,7 @@ from acdc.task import Batch, position_groups, position_names
 from acdc.transformer import Transformer, frozen
 
 TOKENS_PER_PASS = 4096
+LEAST_PASSES = 10  # that a piece of the work is worth
 
 
 def exact(
@@ -46,15 +49,15 @@ def exact(
     of a pass an edge.
     """
     graph = model.graph(kv, position_names(batches, positions))
-    values, alone = np.zeros(graph.n_edges), []
-    for effects in _patch_edges(model, batches, metric, np.arange(graph.n_edges), graph=graph, ablation=ablation,
-                                progress=progress):
-        values += effects.sum(1)
-        if per_prompt:
-            alone.append(effects.T.astype(np.float32))
+    values, n_prompts = np.zeros(graph.n_edges), sum(len(batch) for batch in batches)
+    alone = np.zeros((n_prompts, graph.n_edges), dtype=np.float32) if per_prompt else None
+    for rows, prompts, effects in _patch_edges(model, batches, metric, np.arange(graph.n_edges), graph=graph,
+                                               ablation=ablation, progress=progress):
+        values[rows] += effects.sum(1) / n_prompts
+        if alone is not None:
+            alone[prompts, rows] = effects.T
     provenance = {"method": "exact", "method_options": {}, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, values / sum(len(batch) for batch in batches), provenance,
-                      np.concatenate(alone) if per_prompt else None)
+    return EdgeScores(graph, values, provenance, alone)
 
 
 def exact_effects(
@@ -76,8 +79,14 @@ def exact_effects(
     outside = edges[(edges < 0) | (edges >= graph.n_edges)]
     if len(outside):
         raise AcdcError(f"no edge {outside[0]}: the graph's {graph.n_edges:,} edges are numbered from 0")
-    found = _patch_edges(model, batches, metric, edges, graph=graph, ablation=ablation, progress=progress)
-    return np.concatenate(list(found), axis=1)
+    values = np.zeros((len(edges), sum(len(batch) for batch in batches)))
+    for rows, prompts, effects in _patch_edges(model, batches, metric, edges, graph=graph, ablation=ablation,
+                                               progress=progress):
+        values[rows, prompts] = effects
+    return values
+
+
+Reads = Sequence[tuple[int, np.ndarray]]  # channels, with the places of their edges among those that are patched
 
 
 def _patch_edges(
@@ -89,28 +98,54 @@ def _patch_edges(
     graph: Graph,
     ablation: str | Ablation,
     progress: bool,
-) -> Iterator[Float[np.ndarray, "edge prompt"]]:
-    """Patches each edge alone: the effects, batch by batch."""
-    replace = prepare_ablation(model, batches, ablation)
+) -> Iterator[tuple[np.ndarray, slice, Float[np.ndarray, "row prompt"]]]:
+    """Patches each edge alone; a batch and some channels at a time: places in `edges`, a range of prompts, the effects.
+    """
+    of_item = partial(_of_item, model, metric, edges, graph, prepare_ablation(model, batches, ablation), Halving(),
+                      Shared())
     order = np.argsort(edges, kind="stable")  # edges are numbered channel by channel
     channels, first_places = np.unique(graph.edge_channel[edges[order]], return_index=True)
-    places_of_channel = np.split(order, first_places[1:])
-    bar = tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress)
+    places = np.split(order, first_places[1:])
+    parts = _parts(graph, list(zip(channels.tolist(), places, strict=True))[::-1]) if len(edges) else []
+    ends = np.cumsum([len(batch) for batch in batches])
+    items = [(slice(int(end) - len(batch), int(end)), batch, part) for batch, end in zip(batches, ends, strict=True)
+             for part in parts]
+    found = over(model, of_item, items, "effects of edges")
+    with tqdm(total=len(edges) * len(batches), desc="patching edges", unit="edge", disable=not progress) as bar:
+        for (prompts, _, part), one in zip(items, found, strict=True):
+            yield np.concatenate([of_channel for _, of_channel in part]), prompts, one["effects"]
+            bar.update(len(one["effects"]))
 
-    def effects(batch: Batch) -> Float[np.ndarray, "edge prompt"]:
-        found = np.zeros((len(edges), len(batch)))
-        patch = _EdgePatch(model, batch, metric, replace(batch), graph) if len(edges) else None
-        for c, places in zip(channels[::-1], places_of_channel[::-1], strict=True):
-            assert patch is not None
-            for part, of_part in patch.srcs.over(len(places), lambda part, c=c, places=places: patch.effects(
-                    graph.channels[c], edges[places[part]])):
-                found[places[part]] = of_part.double().cpu().numpy()
-                bar.update(len(of_part))
-        return found
 
-    with torch.no_grad(), frozen(model), bar:
-        for _, found in over_batches(batches, effects):
-            yield found
+def _of_item(
+    model: Transformer, metric: Metric, edges: Int[np.ndarray, " edge"], graph: Graph, replace: Ablation, fits: Halving,
+    shared: Shared, item: tuple[slice, Batch, Reads],
+) -> dict[str, np.ndarray]:
+    """The effects of the edges of some channels on the prompts of one batch, many edges to a pass."""
+    prompts, batch, reads = item
+
+    def effects(rows: slice) -> np.ndarray:
+        part = batch.rows(rows)
+        patch = shared.of((prompts, rows), lambda: _EdgePatch(model, part, metric, replace(part), graph))
+        found = [of_some for c, places in reads for _, of_some in patch.srcs.over(
+            len(places), lambda some, c=c, places=places: patch.effects(graph.channels[c], edges[places[some]]))]
+        return torch.cat(found).double().cpu().numpy()
+
+    with torch.no_grad(), frozen(model):
+        return {"effects": np.concatenate([found for _, found in fits.over(len(batch), effects)], axis=1)}
+
+
+def _parts(graph: Graph, reads: Reads) -> list[Reads]:
+    """Stretches of the channels, of about the same cost, each worth the two forward passes that a worker that has not
+    had the batch before takes for it."""
+    nodes = [graph.channels[c].node for c, _ in reads]
+    # An edge takes the layers above it.
+    costs = [len(places) * (1 if node.kind == "logits" else graph.n_layers - node.layer)
+             for node, (_, places) in zip(nodes, reads, strict=True)]
+    n = max(1, sum(costs) // (graph.n_layers * LEAST_PASSES))
+    cuts = np.searchsorted(np.cumsum(costs), sum(costs) * np.arange(1, n) / n) + 1
+    ends = sorted({0, *(int(cut) for cut in cuts), len(reads)})
+    return [reads[first:end] for first, end in zip(ends, ends[1:], strict=False)]
 
 
 class _EdgePatch:

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
-from acdc.ablation import Replacement, prepare_ablation
+from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import Activations, Resid, Taps, differences, record, record_with_taps
 from acdc.architectures.anatomy import Projection
 from acdc.circuit import EdgeScores
+from acdc.cluster import over
 from acdc.errors import AcdcError
-from acdc.fitting import over_batches
+from acdc.fitting import Halving
 from acdc.graph import KV, Graph
 from acdc.metrics import Metric
 from acdc.positions import Cells, cells_of
@@ -112,21 +114,30 @@ def batch_scores(
     per_prompt: bool,
     progress: bool,
 ) -> Iterator[Float[np.ndarray, "prompt edge"]]:
-    """For each batch, or part of one, the scores of every prompt, or their sum over prompts as one row; in float64."""
+    """For each batch, the scores of every prompt, or their sum over prompts as one row; in float64."""
     if not metric.differentiable:
         raise AcdcError(f"metric {metric.name!r} has no gradient; use a differentiable one, such as logit_difference")
     replace = prepare_ablation(model, batches, ablation)
 
-    def scores(batch: Batch) -> Float[np.ndarray, "prompt edge"]:
-        replacement = replace(batch)
-        n_prompts = len(batch) if per_prompt else 1
-        parts = _parts(batch, graph, replacement.start(model, batch), n_prompts)
-        found = products(model, batch, metric, replacement, parts).unflatten(0, (n_prompts, -1))
+    of_batch = partial(_of_batch, model, metric, graph, products, replace, per_prompt, Halving())
+    found = over(model, of_batch, batches, "scores of a batch")
+    yield from (one["scores"] for one in tqdm(found, desc="attributing", unit="batch", total=len(batches),
+                                              disable=not progress))
+
+
+def _of_batch(model: Transformer, metric: Metric, graph: Graph, products: Products, replace: Ablation, per_prompt: bool,
+              fits: Halving, batch: Batch) -> dict[str, np.ndarray]:
+
+    def scores(part: Batch) -> Float[np.ndarray, "prompt edge"]:
+        replacement = replace(part)
+        n_prompts = len(part) if per_prompt else 1
+        cells = _parts(part, graph, replacement.start(model, part), n_prompts)
+        found = products(model, part, metric, replacement, cells).unflatten(0, (n_prompts, -1))
         return _of_edges(graph, found.cpu().numpy())
 
     with frozen(model):
-        for _, found in over_batches(batches, scores, desc="attributing", progress=progress):
-            yield found
+        found = fits.parts(batch, scores)
+    return {"scores": np.concatenate(found) if per_prompt else np.sum(found, axis=0)}
 
 
 def _parts(batch: Batch, graph: Graph, start: int, n_prompts: int) -> Cells:

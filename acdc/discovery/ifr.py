@@ -7,16 +7,19 @@ Source: Ferrando & Voita 2024 (arXiv 2403.00824); from all srcs to all reads as 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from acdc.ablation import check_ablation
 from acdc.activations import Activations, Resid, contribution, record
 from acdc.circuit import EdgeScores
-from acdc.fitting import over_batches
+from acdc.cluster import over
+from acdc.fitting import Halving
 from acdc.graph import KV, Graph
 from acdc.metrics import METRICS, Metric
 from acdc.task import Batch, position_groups, position_names
@@ -50,26 +53,32 @@ def ifr(
     """
     check_ablation(batches, ablation)
     graph = model.graph(kv, position_names(batches, positions))
-    read_of_channel = [_place(graph, c) for c in range(len(graph.channels))]
     total, alone = np.zeros(graph.n_edges), []
+    found = over(model, partial(_of_batch, model, graph, per_prompt, Halving()), batches, "shares of a batch")
+    for one in tqdm(found, desc="following the flow", unit="batch", total=len(batches), disable=not progress):
+        total += one["scores"].sum(0)
+        if per_prompt:
+            alone.append(one["scores"].astype(np.float32))
+    provenance = {"method": "ifr", "method_options": {}, "metric": metric.name, "ablation": ablation}
+    return EdgeScores(graph, total / sum(len(batch) for batch in batches), provenance,
+                      np.concatenate(alone) if per_prompt else None)
 
-    def scores(batch: Batch) -> Float[np.ndarray, "prompt edge"]:
-        """Of every prompt, or their sum as one row."""
-        run, weights, found = record(model, batch.clean), _weights(batch, graph), []
-        for rows in _chunks(batch, graph, run):
+
+def _of_batch(model: Transformer, graph: Graph, per_prompt: bool, fits: Halving, batch: Batch) -> dict[str, np.ndarray]:
+    """The scores of every prompt, or their sum as one row."""
+    read_of_channel = [_place(graph, c) for c in range(len(graph.channels))]
+
+    def scores(part: Batch) -> Float[np.ndarray, "prompt edge"]:
+        run, weights, found = record(model, part.clean), _weights(part, graph), []
+        for rows in _chunks(part, graph, run):
             shares = _shares(model, run.map(lambda x, rows=rows: x[rows]), weights[rows]).cpu().numpy()
             of_rows = np.stack([graph.from_matrix(of_prompt[:, read_of_channel]) for of_prompt in shares])
             found.append(of_rows if per_prompt else of_rows.sum(0, keepdims=True))
         return np.concatenate(found)
 
     with torch.no_grad(), frozen(model):
-        for _, found in over_batches(batches, scores, desc="following the flow", progress=progress):
-            total += found.sum(0)
-            if per_prompt:
-                alone.append(found.astype(np.float32))
-    provenance = {"method": "ifr", "method_options": {}, "metric": metric.name, "ablation": ablation}
-    return EdgeScores(graph, total / sum(len(batch) for batch in batches), provenance,
-                      np.concatenate(alone) if per_prompt else None)
+        found = np.concatenate(fits.parts(batch, scores))
+    return {"scores": found if per_prompt else found.sum(0, keepdims=True)}
 
 
 def _place(graph: Graph, channel: int) -> int:

@@ -8,22 +8,27 @@ circuit does what the model does; f > 1: it does more, because what it leaves ou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.ablation import Ablation, prepare_ablation
+from acdc.ablation import Ablation, Replacement, prepare_ablation
 from acdc.activations import record
 from acdc.circuit import Circuit, EdgeScores, Rank
+from acdc.cluster import Shared, over
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS, Curve, CurvePoint
-from acdc.fitting import over_batches
+from acdc.fitting import Halving
 from acdc.metrics import METRICS, Metric
 from acdc.patching import run_circuit
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
+
+PIECES = 4  # that the circuits of a batch are divided into, for workers
 
 
 @dataclass(frozen=True)
@@ -104,32 +109,53 @@ def measure(
     Cost a batch: a forward pass each for the first two, and one circuit run for each different circuit but these.
     Raises `AcdcError` where full and empty do not differ in the metric's good direction.
     """
-    replace = prepare_ablation(model, batches, ablation)
-    n_prompts = sum(map(len, batches))
-    bar = tqdm(total=len(circuits) * n_prompts, desc="evaluating", unit="prompt", disable=not progress)
-
-    def rows_of(batch: Batch) -> Float[Tensor, "circuit prompt"]:
-        """Of the accuracy, too, as the first row."""
-        replacement = replace(batch)
-        with torch.no_grad(), frozen(model):
-            reference = model.logits(record(model, batch.clean).final[:, -1])
-            empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
-        rows = [metric(logits, batch, reference).double() for logits in (reference, empty)]
-        known: dict[bytes, Tensor] = {}
-        for circuit in circuits:
-            key = circuit.kept.tobytes()
-            if key not in known:
-                known[key] = (rows[0] if circuit.kept.all() else rows[1] if not circuit.kept.any() else
-                              metric(run_circuit(model, batch, circuit, replacement), batch, reference).double())
-            rows.append(known[key])
-            bar.update(len(batch))
-        return torch.stack([METRICS["accuracy"](reference, batch, reference).double(), *rows])
-
-    with bar:
-        right, *values = torch.cat([found for _, found in over_batches(batches, rows_of)], dim=1)
-    values = torch.stack(values)
-    _check_separation(values, batches, metric, float(right.mean()))
+    first: dict[bytes, int] = {}  # of equal circuits
+    places = [first.setdefault(circuit.kept.tobytes(), i) for i, circuit in enumerate(circuits)]
+    different = sorted(first.values())
+    n = max(1, min(len(different), PIECES))  # neighbours, which often are of about the same size, in different pieces
+    parts = [different[i::n] for i in range(n)]
+    items = [(i, batch, [Circuit(circuits[place].graph, circuits[place].kept) for place in part])
+             for i, batch in enumerate(batches) for part in parts]
+    of_item = partial(_of_item, model, metric, prepare_ablation(model, batches, ablation), Halving(), Shared())
+    found = iter(tqdm(over(model, of_item, items, "metric of circuits"), desc="evaluating", unit="piece",
+                      total=len(items), disable=not progress))
+    columns, right = [], []
+    for _ in batches:
+        of_batch = [next(found) for _ in parts]
+        rows = {place: row for part, one in zip(parts, of_batch, strict=True)
+                for place, row in zip(part, one["circuits"], strict=True)}
+        columns.append(np.stack([*of_batch[0]["ends"][:2], *(rows[place] for place in places)]))
+        right.append(of_batch[0]["ends"][2])
+    values = torch.from_numpy(np.concatenate(columns, axis=1)).to(model.device)
+    _check_separation(values, batches, metric, float(np.concatenate(right).mean()))
     return values
+
+
+def _of_item(model: Transformer, metric: Metric, replace: Ablation, fits: Halving, shared: Shared,
+             item: tuple[int, Batch, Sequence[Circuit]]) -> dict[str, np.ndarray]:
+    """`ends`: the metric of the full model and the empty circuit, and whether the model is right; `circuits`: the
+    metric in each; of every prompt."""
+    number, batch, circuits = item
+
+    def known(rows: slice) -> tuple[Replacement, Tensor, Tensor]:
+        part = batch.rows(rows)
+        replacement = replace(part)
+        with torch.no_grad(), frozen(model):
+            reference = model.logits(record(model, part.clean).final[:, -1])
+            empty = model.logits(replacement.activations.final[:, -1]).expand_as(reference)
+        ends = [metric(logits, part, reference).double() for logits in (reference, empty)]
+        return replacement, reference, torch.stack([*ends, METRICS["accuracy"](reference, part, reference).double()])
+
+    def rows_of(rows: slice) -> np.ndarray:
+        part = batch.rows(rows)
+        replacement, reference, ends = shared.of((number, rows.start, rows.stop), lambda: known(rows))
+        found = [ends[0] if circuit.kept.all() else ends[1] if not circuit.kept.any() else
+                 metric(run_circuit(model, part, circuit, replacement), part, reference).double()
+                 for circuit in circuits]
+        return torch.stack([*ends, *found]).cpu().numpy()
+
+    values = np.concatenate([found for _, found in fits.over(len(batch), rows_of)], axis=1)
+    return {"ends": values[:3], "circuits": values[3:]}
 
 
 def _check_separation(values: Float[Tensor, "circuit prompt"], batches: Sequence[Batch], metric: Metric,
