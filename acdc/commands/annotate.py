@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from acdc.arguments import add_saved, choose, choose_some
+from acdc.arguments import add_memory, add_saved, choose, choose_some
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_circuit, read_text
+from .loading import load_again, planned, read_circuit, read_text
 from .printing import say
 
 HELP = "say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, features"
@@ -16,6 +16,7 @@ HELP = "say what the nodes of a saved circuit do: effects, roles of heads, atten
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser, out="write the annotations to this JSON file (default: annotations.json beside the circuit, "
               "where show and view find it)")
+    add_memory(parser)
     parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
     parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
                         "a node, whose features are to be scored; may be given again for others")
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
     from acdc.sae.formats import load_coder
+    from acdc.stages import stage_of_effects
 
     coders = [load_coder(path) for path in arguments.coder]
     named = None if arguments.only is None else choose_some("annotator", arguments.only, ANNOTATORS)
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     old = annotations_from_json(read_text(out), str(out)) if keeps else []
     model, task, batches = load_again(arguments, circuit, circuit.provenance)
     metric = choose("metric", arguments.metric, METRICS)
+    batches = planned(arguments, model, batches, [stage_of_effects(model, circuit, metric)])
     say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
     found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
                      progress=sys.stderr.isatty())

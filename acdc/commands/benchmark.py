@@ -7,15 +7,16 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import check_measuring, choose
+from acdc.arguments import add_device, add_memory, check_measuring, choose, placement
 from acdc.errors import AcdcError
 
-from .loading import quiet_libraries
+from .loading import planned, quiet_libraries
 from .printing import say
 
 HELP = "measure methods on tasks and models, on prompts that they have not seen; resumable"
@@ -40,8 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: head "
                         "or group")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add_device(parser)
+    add_memory(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of results; one that is there is "
                         "gone on with")
     parser.add_argument("--retry-failed", action="store_true", help="also measure again what failed")
@@ -154,7 +155,7 @@ class Grid:
             return
         quiet_libraries()
         say(f"loading {name}")
-        model = load_model(name, dtype=arguments.dtype, device=arguments.device)
+        model = load_model(name, dtype=arguments.dtype, **placement(arguments))
         sha = weights_hash(model)
         for stored in self.folder.all_cells():
             if stored["model"] == name and stored.get("model_sha256", sha) != sha:
@@ -176,13 +177,30 @@ class Grid:
         for run, cell in cells:
             say(f"[{self.n_done + 1}/{self.n_cells}] {_title(cell)} ...")
             try:
-                result = run_cell(model, run, prompts.batches(run.prompts), prompts.bench, seed=seed,
+                batches = self._planned(model, run, prompts)
+                result = run_cell(model, run, batches, prompts.bench, seed=seed,
                                   ablation=self.arguments.ablation, kv=self.arguments.kv,
                                   progress=sys.stderr.isatty())
                 result = {"status": "done", "task_name": prompts.train.name, **result}
             except Exception as error:  # whatever one method raises is its own result; the others go on
                 result = _failure(error)
             self._count(self.folder.store(cell, {**known, **result}))
+
+    def _planned(self, model: Any, run: Any, prompts: Prompts) -> list[Any]:
+        """The prompts of a method's run, as many at once as fit; says what it will take."""
+        from acdc.arguments import size_of
+        from acdc.metrics import METRICS
+        from acdc.stages import stages_of_curves, stages_of_method
+
+        batches, bench = prompts.batches(run.prompts), prompts.bench
+        graph, options = model.graph(self.arguments.kv), dict(run.options)
+        if run.shortlist is not None:
+            options["shortlist"] = size_of(run.shortlist, graph.n_edges)
+        metric = METRICS[run.loss] if run.loss else bench.metric
+        scoring = {"ablation": self.arguments.ablation, "kv": self.arguments.kv, "positions": "all"}
+        return planned(copy(self.arguments), model, batches, [
+            *stages_of_method(model, run.method, batches, metric, options, scoring),
+            *stages_of_curves(model, graph, bench.metric, bench.ablation, 2)])
 
     def _prompts(self, model: Any, task: str, seed: int) -> Prompts:
         from acdc.evaluation.bench import prepare_bench

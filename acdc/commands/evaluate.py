@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_saved, choose
+from acdc.arguments import add_memory, add_saved, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
-from .loading import load_again, read_circuit, refuse_python
+from .loading import load_again, planned, read_circuit, refuse_python
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -18,6 +18,7 @@ HELP = "measure a saved circuit, on its own prompts or on others"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
+    add_memory(parser)
     parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR, CMD and areas over "
                         "log size and of small circuits")
 
@@ -25,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
     from acdc.metrics import METRICS
+    from acdc.stages import stage_of_circuit, stages_of_curves
 
     circuit = read_circuit(arguments.circuit)
     if arguments.curve and circuit.scores is None:
@@ -33,6 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     metric = choose("metric", arguments.metric, METRICS)
     ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
     measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
+    curve = stages_of_curves(model, circuit.graph, metric, ablation, 2) if arguments.curve else []
+    batches = planned(arguments, model, batches, [stage_of_circuit(model, circuit, metric, ablation), *curve])
     result = faithfulness(model, circuit, batches, metric, **measured)
     curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
               for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
@@ -64,7 +68,7 @@ def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: 
         refuse_python(known["task_source"])
     task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"],
                      split=known.get("split"), by=known.get("split_by"))
-    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
     check_prompts(model, batches)
     others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""
     print("optimal ablation: one constant a node, learned by kl_divergence on the "
