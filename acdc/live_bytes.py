@@ -1,7 +1,8 @@
-"""How many bytes a computation has in use at most, besides what was there before: exactly, whatever the allocator keeps.
+"""How many bytes a computation has in use at most, besides what was there before.
 
 On the CPU, tensors are counted as operations return them, until their storage is freed, and arrays of numpy by
-`tracemalloc`; a device that counts its own memory is asked. What kernels use inside themselves is not seen.
+`tracemalloc`; a device that counts its own memory is asked. What kernels use inside themselves is not
+seen, nor what an allocator keeps.
 """
 
 import tracemalloc

@@ -117,7 +117,7 @@ def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Sta
     fits = next((plan for plan in plans if plan.peak() <= budget), None)
     if fits is None:
         least = plans[-1]
-        worst = max(least.costs, key=lambda cost: least.peak(cost))
+        worst = max(least.costs, key=least.peak)
         all_at_once = f", of all {n} prompts" if worst.stage.of_all else ", even with one prompt at a time"
         fewer = "fewer --prompts, " if worst.stage.of_all or n > 1 and worst.stage.more(n, 1) else ""
         raise AcdcError(
@@ -140,7 +140,8 @@ def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: i
         times = stage.sample([few])
         seconds = time.perf_counter() - first
         scale = tokens / few.clean.numel() if stage.per_prompt else 1.0
-        points.append((n, peak_bytes(lambda few=few: stage.sample([few]), model.device, known), times * scale * seconds))
+        peak = peak_bytes(lambda few=few: stage.sample([few]), model.device, known)
+        points.append((n, peak, times * scale * seconds))
         spent += time.perf_counter() - start
         if spent > SECONDS:
             break

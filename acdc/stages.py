@@ -122,10 +122,10 @@ def _some_edges(graph: Graph) -> np.ndarray:
     return np.nonzero(np.isin(graph.edge_channel, [index.mlp_channel, keys]))[0]
 
 
-def _n_tried(graph: Graph, shortlist: Any) -> float:
+def _n_tried(graph: Graph, shortlist: int | None) -> float:
     """How many edges a search tries: those of its shortlist, or those into what so small a circuit reads."""
-    if isinstance(shortlist, Circuit):
-        return REPEATED * shortlist.n_edges
+    if shortlist is not None:
+        return REPEATED * shortlist
     kept = _random(graph, KEPT).kept
     writes = set(graph.edge_src[kept].tolist())
     read = [channel.node.name not in graph.src_index or graph.src_index[channel.node.name] in writes
@@ -194,7 +194,7 @@ def _stored(model: Transformer, length: int) -> float:
 
 
 def loss_of(method: str, metric: Metric, given: str | None) -> Metric:
-    """The metric that a method minimises where none is given: KL for those that look for what does as the model does."""
+    """What a method minimises: the metric `given`, else KL for those that look for what does as the model does."""
     parameter = inspect.signature(METHODS[method]).parameters.get("metric")
     own = parameter.default.name if parameter is not None else ""
     return METRICS[given or (own if own == "kl_divergence" else metric.name)]

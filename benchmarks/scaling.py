@@ -99,9 +99,10 @@ def main() -> None:
         return
     rows, n_edges, threads = [], 0, 0
     for dtype in arguments.dtypes:
-        done = subprocess.run([sys.executable, "-m", "acdc.benchmarks.scaling", "--here", "--dtypes", dtype, "--prompts",
-                               str(given[0]), "--tokens", str(given[1]), "--batch-size", str(given[2]), "--steps",
-                               str(given[3])], stdout=subprocess.PIPE, text=True, check=True)
+        options = zip(("--prompts", "--tokens", "--batch-size", "--steps"), map(str, given), strict=True)
+        done = subprocess.run([sys.executable, "-m", "acdc.benchmarks.scaling", "--here", "--dtypes", dtype,
+                               *(text for pair in options for text in pair)],
+                              stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         n_edges, threads = found["n_edges"], found["threads"]
         for what, cost in found.items():
@@ -111,7 +112,8 @@ def main() -> None:
                          row("its peak", cost["gib"], "GiB", "of the process, model included")]
     if arguments.results:
         about = (f"A Llama of 1.24 billion random parameters, {n_edges:,} edges; {arguments.prompts} prompts of "
-                 f"{arguments.tokens} tokens, {arguments.batch_size} a batch, {arguments.steps} steps; {threads} threads.")
+                 f"{arguments.tokens} tokens, {arguments.batch_size} a batch, {arguments.steps} steps, {threads} "
+                 "threads.")
         write_record(arguments.results, "scaling", title="A model of a billion parameters", about=about, rows=rows,
                      command="python -m acdc.benchmarks.scaling", parameters={
                          key: value for key, value in vars(arguments).items() if key not in ("results", "here")})

@@ -8,7 +8,7 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_execution_device_hook
 from conftest import make_batch, tiny
-from pretend_device import NAME, move, moved, second_device
+from pretend_device import NAME, move, second_device
 from tiny_models import tiny_hf
 
 from acdc.ablation import prepare_ablation
