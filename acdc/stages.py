@@ -42,7 +42,7 @@ def stages_of_method(
     if "sparsity" in taken:
         return _learned(model, method, batches, metric, options, scoring)
     if "memory_gib" in taken:
-        return [_search(model, graph, metric, options, scoring)]
+        return [_search(model, graph, batches, metric, options, scoring)]
     if "threshold" in taken:
         tried = _n_tried(graph, options.get("shortlist"))
         return [Stage(method, _times(tried, _circuit(model, graph, metric, KEPT, scoring["ablation"])))]
@@ -133,8 +133,8 @@ def _n_tried(graph: Graph, shortlist: int | None) -> float:
     return REPEATED * float(np.array(read)[graph.edge_channel].sum())
 
 
-def _search(model: Transformer, graph: Graph, metric: Metric, options: Mapping[str, Any], scoring: Mapping[str, Any]
-            ) -> Stage:
+def _search(model: Transformer, graph: Graph, batches: Sequence[Batch], metric: Metric, options: Mapping[str, Any],
+            scoring: Mapping[str, Any]) -> Stage:
     """Trials in the midst of a search: below, all edges are kept, above, few."""
     index = graph.at_all_positions.layer(graph.n_layers // 2)
     few_kept = graph.to_matrix(_random(graph, KEPT).kept)
@@ -156,7 +156,12 @@ def _search(model: Transformer, graph: Graph, metric: Metric, options: Mapping[s
         done = time.perf_counter()
         return tried / len(own) * (done - ready) / (done - first)
 
-    return Stage("acdc", sample, of_all=True, more=lambda n, at_once: options.get("memory_gib", 1.0) * GIB)
+    length = max(batch.clean.shape[1] for batch in batches)
+    width = model.unembedding.shape[1] * (len(graph.srcs) + 6 * model.n_heads) * length + 4 * model.unembedding.shape[0]
+    row = model.unembedding.element_size() * width  # bytes a prompt, at most
+    most = int(np.bincount(graph.edge_channel).max())  # removals that can be tried at once
+    at_most = options.get("memory_gib", 1.0) * GIB
+    return Stage("acdc", sample, of_all=True, more=lambda n, at_once: max(n * row, min(at_most, n * row * most)))
 
 
 def _learned(model: Transformer, method: str, batches: Sequence[Batch], metric: Metric, options: Mapping[str, Any],
