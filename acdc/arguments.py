@@ -65,8 +65,19 @@ def add_measuring(parser: argparse.ArgumentParser, *, from_circuit: bool) -> Non
     add("--split-by", None, "what its two parts do not share: template or word",
         " (default: template, where the task has templates)")
     add("--dtype", "float32", "float32, bfloat16 or float64")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass, at most")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device-map", help="spread a large model over devices, the CPU and the disk: auto, balanced "
+                        "or sequential (in place of --device)")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory", help="what the run may have in use at most, such as 8GiB: as many prompts are run "
+                        "at once as fit in it (default: what is free)")
 
 
 def add_cluster(parser: argparse.ArgumentParser, what: str) -> None:
@@ -95,6 +106,7 @@ def check_measuring(arguments: argparse.Namespace) -> None:
     from acdc.ablation import check_name
     from acdc.metrics import METRICS
     from acdc.models import DTYPES
+    from acdc.planning import gib
     from acdc.tasks import TASKS  # pyright: ignore[reportMissingImports]
 
     if arguments.task not in TASKS and not Path(arguments.task).is_file():
@@ -110,11 +122,31 @@ def check_measuring(arguments: argparse.Namespace) -> None:
     choose("dtype", arguments.dtype, DTYPES)
     if hasattr(arguments, "ray"):
         check_cluster(arguments)
+    if getattr(arguments, "memory", None) is not None:
+        gib(arguments.memory)
     for name in ("prompts", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise AcdcError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
-    check_device(arguments.device, here=arguments.command != "benchmark" or arguments.ray is None)
+    check_placement(arguments)
+
+
+def check_placement(arguments: argparse.Namespace) -> None:
+    elsewhere = getattr(arguments, "ray", None) is not None
+    if arguments.device_map is None:
+        check_device(arguments.device, here=arguments.command != "benchmark" or not elsewhere)
+        return
+    choose("device map", arguments.device_map, dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential")))
+    if arguments.device != "cpu":
+        raise AcdcError(f"--device-map with --device {arguments.device}: it says itself where the model goes; leave "
+                        "out --device")
+    if elsewhere:
+        raise AcdcError("--device-map with --ray: each worker holds a whole model on one device; leave one out")
+
+
+def placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `load_model` is told about where the model goes."""
+    return {"device_map": arguments.device_map} if arguments.device_map else {"device": arguments.device}
 
 
 def check_device(device: str, *, here: bool = True) -> None:

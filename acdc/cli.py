@@ -13,8 +13,6 @@ from acdc.commands import COMMANDS
 from acdc.errors import AcdcError
 from acdc.stopping import stopped_by_signals
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it, by device
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. A user's mistake is one line on stderr and status 1 (2 where the
@@ -34,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+        from acdc.fitting import is_out_of_memory  # here, as it imports torch
+
+        if not is_out_of_memory(error):
             raise
-        return _fail("out of memory; give a smaller --batch-size, fewer --prompts, or --dtype bfloat16")
+        return _fail("out of memory, also with fewer at once; give a smaller --batch-size, fewer or shorter prompts, or "
+                     "--dtype bfloat16; `acdc plan` says what takes how much")
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted; no result was written", getattr(stop, "status", 130))
     return 0

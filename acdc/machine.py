@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux only
+STATUS, RESET, MEMORY = (Path("/proc") / name for name in ("self/status", "self/clear_refs", "meminfo"))  # Linux only
 
 
 def machine() -> dict[str, Any]:
@@ -22,27 +22,58 @@ def machine() -> dict[str, Any]:
     }
 
 
-def peak_memory(device: str = "cpu") -> float:
+def counts_memory(device: str | torch.device) -> Any:
+    """PyTorch's module of a device that counts the memory that it takes there; None for the CPU."""
+    module = torch.get_device_module(torch.device(device).type)
+    return module if hasattr(module, "max_memory_allocated") else None
+
+
+def peak_memory(device: str | torch.device = "cpu") -> float:
     """GiB, the most that this process has had in use, since `reset_peak_memory` where that works.
 
     On a GPU, its memory that PyTorch took; else the whole process's, model and libraries included. What is freed may
     stay with the process, and counts.
     """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+    counter = counts_memory(device)
+    if counter is not None:
+        return counter.max_memory_allocated(device) / 2**30
     if STATUS.exists():  # getrusage's maximum would count the parent process, too
-        return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 2**20
+        return _status("VmHWM")
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS: bytes
 
 
-def reset_peak_memory(device: str = "cpu") -> bool:
+def _status(key: str) -> float:
+    """GiB."""
+    return int(STATUS.read_text().split(f"{key}:")[1].split()[0]) / 2**20
+
+
+def reset_peak_memory(device: str | torch.device = "cpu") -> bool:
     """Counts anew from what is in use now. Whether that worked: not on the CPU of systems other than Linux."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    counter = counts_memory(device)
+    if counter is not None:
+        counter.reset_peak_memory_stats(device)
         return True
     if not os.access(RESET, os.W_OK):
         return False
     RESET.write_text("5")  # see proc(5): resets the peak resident set size
     return True
+
+
+def memory_now(device: str | torch.device = "cpu") -> float:
+    """GiB in use, counted as `peak_memory` does; where only a maximum is known, that."""
+    counter = counts_memory(device)
+    if counter is not None:
+        return counter.memory_allocated(device) / 2**30
+    return _status("VmRSS") if STATUS.exists() else peak_memory(device)
+
+
+def free_memory(device: str | torch.device = "cpu") -> float:
+    """GiB that can still be had; infinite where that is not known."""
+    counter = counts_memory(device)
+    if counter is not None:
+        return counter.mem_get_info(device)[0] / 2**30 if hasattr(counter, "mem_get_info") else float("inf")
+    if not MEMORY.exists():
+        return float("inf")
+    return int(MEMORY.read_text().split("MemAvailable:")[1].split()[0]) / 2**20

@@ -7,7 +7,7 @@ logits differ by more than rounding is not supported, whatever it calls itself.
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from acdc.ablation import prepare_ablation
 from acdc.architectures import HOW_TO_ADD, anatomy_of, reads_images, taking_tokens
 from acdc.architectures.anatomy import Norm
+from acdc.architectures.placement import is_spread, weights
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError, unknown_name
 from acdc.packaged import PACKAGED, packaged_model
@@ -31,7 +32,8 @@ from acdc.transformer import Transformer, frozen
 logger = logging.getLogger("acdc")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of max(1, largest logit)
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 0.1}  # of max(1, largest logit)
+COPIED = 2**28  # weights: a bfloat16 model of fewer is checked as a copy in float32
 
 
 def load_model(
@@ -40,6 +42,7 @@ def load_model(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     causal: bool = True,
 ) -> Transformer:
     """A model ready for circuit discovery.
@@ -48,20 +51,28 @@ def load_model(
     HuggingFace model: a causal language model, or one that classifies images. `tokenizer`: what tasks need; default:
     the one that comes with a name or path; a `PatchTable` for images.
     `dtype`: float32 (the default for names and paths), bfloat16 or float64; an object keeps its own, and is converted
-    in place if another is given. `device`: where to put it; default: where it is.
+    in place if another is given. `device`: where to put it; default: where it is. `device_map`, of a name or path: how
+    accelerate spreads a large model: "auto" over all devices, then the CPU, then the disk; or a device for each module.
+    An object that is spread already is taken as it is.
     `causal=False`: every position sees every other. Code from the hub is never run (`trust_remote_code` is off).
 
     Raises `AcdcError` for an unknown name, weights that are missing or not finite, an unsupported architecture, and a
     model whose logits we do not reproduce (with the largest difference).
     """
     wanted = None if dtype is None else _dtype(dtype)
+    if device_map is not None and (device is not None or not isinstance(source, (str, Path))):
+        other = f"device {str(device)!r}" if device is not None else "a model that is loaded already"
+        raise AcdcError(f"device_map with {other}: it says where a model goes as it is loaded; give one of the two")
     if isinstance(source, (str, Path)):
         name = str(source)
-        hf, tokenizer = _from_name(name, wanted or torch.float32, tokenizer)
+        hf, tokenizer = _from_name(name, wanted or torch.float32, tokenizer, device_map)
     elif isinstance(source, torch.nn.Module):
         name = getattr(getattr(source, "config", None), "name_or_path", "") or type(source).__name__
         hf = taking_tokens(source, tokenizer)
         anatomy_of(hf)  # refuses what is not a supported model before it is converted or moved
+        if is_spread(hf) and (wanted is not None or device is not None):
+            raise AcdcError(f"{name} is spread over devices by accelerate, so it cannot be moved or converted; leave "
+                            "out device and dtype, or load it with them")
         hf = hf if wanted is None else hf.to(wanted)
     else:
         raise AcdcError(f"cannot load a model from {type(source).__name__}; give a name, a path or a HuggingFace model")
@@ -96,17 +107,19 @@ def _tokenizer(folder: str | Path, *, of_images: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _from_name(name: str, dtype: torch.dtype, tokenizer: Any) -> tuple[Any, Any]:
+def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, device_map: Any) -> tuple[Any, Any]:
     import transformers  # slow to import: not before it is needed
 
     local, folder = Path(name).is_dir(), _folder(name)
+    spread = {} if device_map is None else {"device_map": device_map}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         of_images = reads_images(config)
         # Weights of other shapes are looked for below: transformers does not name them in what it raises.
         auto = transformers.AutoModelForImageClassification if of_images else transformers.AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            **spread
         )
         hf, info = loaded
         tokenizer = _tokenizer(folder, of_images=of_images) if tokenizer is None else tokenizer
@@ -170,10 +183,12 @@ def check_parity(model: Transformer) -> float:
 
     Two prompts are used, one as the corrupted run, so that a difference of contributions travels along every edge.
     What is known of each norm (eps, centring, gain), which gradients use, is compared with what its module returns.
-    A bfloat16 model is checked as a copy in float32: its own rounding would hide a mistake. Raises `AcdcError` beyond
-    the tolerance.
+    A bfloat16 model is checked as a copy in float32, as its own rounding would hide a small mistake; a large one, or
+    one that is spread over devices, as it is, with a tolerance of many roundings. Raises `AcdcError` beyond the
+    tolerance.
     """
-    if model.dtype == torch.bfloat16:
+    n_weights = sum(weight.numel() for weight in model.hf.parameters())
+    if model.dtype == torch.bfloat16 and n_weights < COPIED and not is_spread(model.hf):
         return check_parity(replace(model, hf=deepcopy(model.hf).float()))
     name, hf = type(model.hf).__name__, model.hf
     tokens = _probe_tokens(model)
@@ -240,7 +255,7 @@ def _probe_tokens(model: Transformer) -> torch.Tensor:
 def _check_finite(model: Transformer, logits: torch.Tensor) -> None:
     if torch.isfinite(logits).all():
         return
-    bad = [name for name, weight in model.hf.named_parameters() if not torch.isfinite(weight).all()]
+    bad = [name for name, weight in weights(model.hf) if not torch.isfinite(weight).all()]
     where = f"these weights are not finite: {', '.join(bad[:5])}" if bad else "all weights are finite, so it overflows"
     raise AcdcError(f"{model.name} computes logits that are NaN or infinite; {where}. Load intact weights, or float32")
 
@@ -275,7 +290,7 @@ def weights_hash(model: Transformer) -> str:
     for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache"):
         config.pop(key, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.hf.named_parameters()):
+    for name, weight in weights(model.hf):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -110,9 +110,10 @@ def joined(parts: Sequence[SoftCircuit]) -> SoftCircuit:
     def join(*tensors: Tensor) -> Tensor:
         return tensors[0] if shared else torch.cat(tensors)
 
-    base: dict[str, Any] = {name: [join(*each) for each in zip(*(getattr(part.base, name) for part in parts), strict=True)]
-            if isinstance(values, list) else join(*(getattr(part.base, name) for part in parts))
-            for name, values in vars(first.base).items()}
+    base: dict[str, Any] = {}
+    for name, values in vars(first.base).items():
+        each = [getattr(part.base, name) for part in parts]
+        base[name] = [join(*one) for one in zip(*each, strict=True)] if isinstance(values, list) else join(*each)
     earlier = [(join(*ks), join(*vs)) for ks, vs in
                (zip(*of_layer, strict=True) for of_layer in zip(*(part.earlier for part in parts), strict=True))]
     return replace(first, base=Activations(**base), earlier=earlier, input=torch.cat([part.input for part in parts]),

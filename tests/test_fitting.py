@@ -48,8 +48,8 @@ def room_for(model, rows, error=ERRORS[0]):
 
 def options_of(name):
     taken = inspect.signature(METHODS[name]).parameters
-    options = {"threshold": 0.05} if "threshold" in taken else {}
-    return {"steps": 2, "prompts_per_step": 6} if "sparsity" in taken else options
+    options = {"threshold": 0.5} if "threshold" in taken else {}
+    return {"steps": 2, "prompts_per_step": 5} if "sparsity" in taken else options
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -79,14 +79,14 @@ def test_other_errors_are_raised():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
 def test_methods_find_the_same_in_parts(name):
-    model, batches = tiny("llama"), [make_batch(6, 6), make_batch(5, 5, seed=1)]
-    for ablation, positions in (("resample", "all"), ("mean", "roles")):
-        options = {**options_of(name), "ablation": ablation, "positions": positions, "kv": "group"}
-        expected = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
-        with room_for(model, 3) as failed:
-            found = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
-        assert failed and np.isfinite(expected).any()
-        np.testing.assert_allclose(found, expected, atol=1e-9)
+    model, batches = tiny("llama"), [make_batch(5, 5), make_batch(2, 4, seed=1)]
+    ablation = "mean" if name in ("eap", "ugs", "acdc") else "resample"
+    options = {**options_of(name), "ablation": ablation, "kv": "group"}
+    expected = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
+    with room_for(model, 3) as failed:
+        found = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
+    assert failed and np.isfinite(expected).any()
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["eap_ig", "relp", "exact", "ifr"])
@@ -148,11 +148,11 @@ from acdc.evaluation.faithfulness import measure
 from acdc.metrics import METRICS
 import logging; logging.basicConfig(stream=sys.stdout)
 
-model, batches = tiny("llama", torch.float32), [make_batch(3000, 20)]
+model, batches = tiny("llama", torch.float32), [make_batch(1500, 20)]
 eap = METHODS["eap"]
-expected = eap(model, [make_batch(3000, 20).rows(slice(i, i + 100)) for i in range(0, 3000, 100)])
+expected = eap(model, [make_batch(1500, 20).rows(slice(i, i + 100)) for i in range(0, 1500, 100)])
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-limit = int(status["VmData"].split()[0]) * 1024 + 150 * 2**20
+limit = int(status["VmData"].split()[0]) * 1024 + 60 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 found = eap(model, batches)
 np.testing.assert_allclose(found.values, expected.values, atol=1e-6 * np.abs(expected.values).max())
@@ -161,6 +161,6 @@ np.testing.assert_allclose(found.values, expected.values, atol=1e-6 * np.abs(exp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_process_with_little_memory():
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LIMITED], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "out of memory with 3000 prompts at once" in done.stdout, done.stdout
+    assert "out of memory with 1500 prompts at once" in done.stdout, done.stdout

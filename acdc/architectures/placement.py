@@ -57,8 +57,9 @@ def like(embedding: Any, positions: Tensor) -> Tensor:
 
 
 def weights(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All weights by name, one at a time; those that are shared once, as `named_parameters` has it."""
-    for name, _ in hf.named_parameters():
+    """All weights in the order of their names, one at a time; those that are shared once."""
+    tied = getattr(hf, "all_tied_weights_keys", None) or {}  # no longer the same objects where they are offloaded
+    for name in sorted(name for name, _ in hf.named_parameters() if name not in tied):
         path, _, own = name.rpartition(".")
         value = parameter(hf.get_submodule(path), own)
         assert value is not None, name

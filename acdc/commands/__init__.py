@@ -16,6 +16,7 @@ from . import (
     models,
     monitor,
     patch,
+    plan,
     probe,
     report,
     sae,
@@ -30,6 +31,7 @@ from . import (
 
 COMMANDS: dict[str, ModuleType] = {
     "discover": discover,
+    "plan": plan,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "test": test,

@@ -5,10 +5,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from acdc.arguments import add_saved, choose, choose_some
+from acdc.arguments import add_memory, add_saved, choose, choose_some
 from acdc.output_folder import output_file, write_file
 
-from .loading import goes_on, load_again, read_circuit, read_text
+from .loading import goes_on, load_again, planned, read_circuit, read_text
 from .printing import say
 
 HELP = ("say what the nodes of a saved circuit do: effects, roles of heads, attention, composition, lens, probes, "
@@ -18,6 +18,7 @@ HELP = ("say what the nodes of a saved circuit do: effects, roles of heads, atte
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser, out="write the annotations to this JSON file (default: annotations.json beside the circuit, "
               "where show and view find it)")
+    add_memory(parser)
     parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
     parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
                         "a node, whose features are to be scored; may be given again for others")
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
     from acdc.sae.formats import load_coder
+    from acdc.stages import stage_of_effects
 
     coders = [load_coder(path) for path in arguments.coder]
     named = None if arguments.only is None else choose_some("annotator", arguments.only, ANNOTATORS)
@@ -41,8 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     old = annotations_from_json(read_text(out), str(out)) if keeps else []
     with output_file(out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
-        work.enter_context(goes_on(arguments, out, spent, model, batches))
         metric = choose("metric", arguments.metric, METRICS)
+        batches = planned(arguments, model, batches, [stage_of_effects(model, circuit, metric)])
+        work.enter_context(goes_on(arguments, out, spent, model, batches))
         say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
         found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,
                          progress=sys.stderr.isatty())

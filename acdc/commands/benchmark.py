@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_cluster, check_measuring, choose
+from acdc.arguments import add_cluster, add_device, add_memory, check_measuring, choose
 from acdc.errors import AcdcError
 
 from .benchmark_cells import NOTHING_LOADED, Cell, Desk, failure, file_hash, make_desk, measured, other_weights
@@ -38,8 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: head "
                         "or group")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add_device(parser)
+    add_memory(parser)
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder of results; one that is there is "
                         "gone on with")
     parser.add_argument("--retry-failed", action="store_true", help="also measure again what failed")

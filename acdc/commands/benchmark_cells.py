@@ -5,13 +5,15 @@ import random
 import sys
 import traceback
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from acdc.arguments import placement, size_of
 from acdc.errors import AcdcError
 
-from .loading import quiet_libraries
+from .loading import planned, quiet_libraries
 from .printing import say
 
 NOTHING_LOADED = "no model yet"
@@ -69,12 +71,27 @@ class Desk:
             return {**known, **failure(prompts)}
         arguments = self.arguments
         try:
-            result = run_cell(self.model, cell.run, prompts.batches(cell.run.prompts), prompts.bench,
+            result = run_cell(self.model, cell.run, self._planned(cell.run, prompts), prompts.bench,
                               seed=cell.names["seed"], ablation=arguments.ablation, kv=arguments.kv,
                               progress=sys.stderr.isatty())
             return {**known, "status": "done", "task_name": prompts.train.name, **result}
         except Exception as error:  # whatever one method raises is its own result; the others go on
             return {**known, **failure(error)}
+
+    def _planned(self, run: Any, prompts: Prompts) -> list[Any]:
+        """The prompts of a method's run, as many at once as fit; says what it will take."""
+        from acdc.metrics import METRICS
+        from acdc.stages import stages_of_curves, stages_of_method
+
+        model, arguments, bench = self.model, self.arguments, prompts.bench
+        batches, graph, options = prompts.batches(run.prompts), model.graph(arguments.kv), dict(run.options)
+        if run.shortlist is not None:
+            options["shortlist"] = size_of(run.shortlist, graph.n_edges)
+        metric = METRICS[run.loss] if run.loss else bench.metric
+        scoring = {"ablation": arguments.ablation, "kv": arguments.kv, "positions": "all"}
+        return planned(copy(arguments), model, batches, [
+            *stages_of_method(model, run.method, batches, metric, options, scoring),
+            *stages_of_curves(model, graph, bench.metric, bench.ablation, 2)])
 
     def _load(self, cell: Cell) -> None:
         from acdc.models import load_model, weights_hash
@@ -83,7 +100,7 @@ class Desk:
             self.model = self.prompts = self.prepared = None
             quiet_libraries()
             say(f"loading {cell.model}")
-            self.model = load_model(cell.model, dtype=self.arguments.dtype, device=self.arguments.device)
+            self.model = load_model(cell.model, dtype=self.arguments.dtype, **placement(self.arguments))
             self.loaded, self.sha = cell.model, weights_hash(self.model)
         if cell.model_sha256 not in (None, self.sha):
             raise other_weights(self.arguments.out, cell.names["model"])

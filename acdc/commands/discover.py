@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_cluster, add_measuring, check_calibration, choose, size_of
+from acdc.arguments import add_cluster, add_measuring, add_memory, check_calibration, choose, size_of
 from acdc.errors import AcdcError
 from acdc.output_folder import OutputFolder, output_folder, write_file
 
-from .loading import goes_on, load, spread
+from .loading import goes_on, load, planned, spread
 from .printing import curve_lines, exceeds_text, say
 
 HELP = "find a circuit and write it, its pictures and a report to a folder"
@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                           "eap_clean_corrupted, relp, gim, node_attribution, hisp, ifr, exact, acdc, acdc_sequential, "
                           "edge_pruning, subnetwork_probing, ugs, ensemble or random")
     add_measuring(parser, from_circuit=False)
+    add_memory(parser)
     parser.add_argument("--kv", default="head", help="k and v channels of each query head, or of each KV group: "
                           "head or group")
     parser.add_argument("--positions", default="all", help="edges for all token positions together (all), for each, "
@@ -68,8 +69,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", help="acdc: try the srcs of a channel from the latest (default) or the earliest")
     parser.add_argument("--shortlist", help="acdc: try only so many edges (500) or such a share (2%%), those of the "
                           "highest |eap_ig score|; all others are removed untested")
-    parser.add_argument("--memory", type=float, dest="memory_gib", help="acdc: GiB for removals tried at once "
-                          "(default 1)")
     parser.add_argument("--journal", type=Path, help="acdc: the file that decisions are written to, from which a "
                           "run that was killed goes on (default: the --out folder's name + .journal, gone at the end)")
     parser.add_argument("--by", default="magnitude", help="rank edges by score (signed) or its size (magnitude)")
@@ -96,11 +95,12 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.calibration import calibrate
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve, measure
     from acdc.metrics import METRICS
+    from acdc.stages import loss_of
     from acdc.task import position_names
 
     method = choose("method", arguments.method, METHODS)
-    options = _method_options(arguments, method)
-    _check_selection(arguments)
+    options = method_options(arguments, method)
+    check_selection(arguments)
     if arguments.loss is not None:
         choose("metric", arguments.loss, METRICS)
     name = f"{Path(arguments.model).resolve().name}-{Path(arguments.task).stem}-{arguments.method}"
@@ -113,11 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
     with output_folder(out, outputs, arguments.overwrite) as folder, ExitStack() as work:
         with _timed(seconds, "load"):
             model, task, batches = load(arguments)
-        model = work.enter_context(spread(arguments, model))
-        metric = choose("metric", arguments.metric or task.metric, METRICS)
-        own = taken["metric"].default.name if "metric" in taken else ""
-        usual = own if own == "kl_divergence" else metric.name  # KL for those that look for what does as the model does
-        loss = METRICS[arguments.loss or arguments.metric or usual]
+        metric = task_metric(arguments, task)
+        loss = loss_of(arguments.method, metric, arguments.loss or arguments.metric)
         example = task.examples[0]
         say(f"{len(task)} {'pairs' if len(task) > 1 else 'pair'} of prompts such as {example.clean!r} -> "
             f"{example.answer!r}")
@@ -126,14 +123,16 @@ def run(arguments: argparse.Namespace) -> None:
         graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
         size = None if arguments.size is None else size_of(arguments.size, graph.n_edges)
         scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
+        if _resamples(arguments, method, task, graph):
+            options["per_prompt"] = True
+        batches = planned(arguments, model, batches, stages(arguments, model, batches, metric, options))
+        model = work.enter_context(spread(arguments, model))
         folder.spent.extend(options[kind] for kind in saves)
         work.enter_context(goes_on(arguments, out, folder.spent, model, batches))
         with _timed(seconds, "discover"):
             if "shortlist" in options:
                 n = size_of(options["shortlist"], graph.n_edges, "--shortlist")
                 options["shortlist"] = METHODS["eap_ig"](model, batches, metric, **scoring).top(n, by="magnitude")
-            if _resamples(arguments, method, task, graph):
-                options["per_prompt"] = True
             scores = method(model, batches, loss, **options, **scoring)
         with _timed(seconds, "evaluate"):
             curves = [faithfulness_curve(model, scores, batches, metric, by=by, **measured)
@@ -177,20 +176,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {folder.target}: {', '.join(outputs)}")
 
 
-def _method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -> dict[str, Any]:
+def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -> dict[str, Any]:
     """The options given for this method; one that it does not take is an error."""
     from acdc.discovery import METHODS
     from acdc.discovery.ensemble import COMBINE, choose_methods
     from acdc.discovery.relp import PATTERN
+    from acdc.planning import gib
 
     names = ("steps", "gradients", "normalise", "methods", "combine", "pattern", "temperature", "gate", "threshold",
-             "effect", "order", "shortlist", "memory_gib", "journal", "sparsity", "learning_rate", "prompts_per_step",
+             "effect", "order", "shortlist", "journal", "sparsity", "learning_rate", "prompts_per_step",
              "warmup", "constraint", "start", "checkpoint")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     taken = inspect.signature(method).parameters
     for name in given:
         if name not in taken:
-            option = name.removesuffix("_gib").replace("_", "-")
+            option = name.replace("_", "-")
             raise AcdcError(f"method {arguments.method!r} takes no --{option}; leave it out or choose another method")
     if "seed" in taken:  # the one seed of the command line, which always has a value
         given["seed"] = arguments.seed
@@ -200,8 +200,8 @@ def _method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -
         raise AcdcError(f"--steps {given['steps']}: it must be at least 1")
     if not math.isfinite(given.get("threshold", 0)):
         raise AcdcError(f"--threshold {given['threshold']}: it must be a finite number")
-    if not 0 < given.get("memory_gib", 1) < math.inf:
-        raise AcdcError(f"--memory {given['memory_gib']}: it must be a number of GiB above 0")
+    if "memory_gib" in taken and arguments.memory is not None:
+        given["memory_gib"] = min(1.0, gib(arguments.memory) / 8)  # of itself, so that a journal goes on
     choose("effect", given.get("effect", "signed"), {"signed": None, "absolute": None})
     choose("order", given.get("order", "latest"), {"latest": None, "earliest": None})
     choose("gradients", given.get("gradients", "own"), {"own": None, "all": None})
@@ -219,7 +219,33 @@ def _method_options(arguments: argparse.Namespace, method: Callable[..., Any]) -
     return given
 
 
-def _check_selection(arguments: argparse.Namespace) -> None:
+def task_metric(arguments: argparse.Namespace, task: Any) -> Any:
+    from acdc.metrics import METRICS
+
+    return choose("metric", arguments.metric or task.metric, METRICS)
+
+
+def stages(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], metric: Any, options: Mapping[str, Any]
+           ) -> list[Any]:
+    """What a run consists of, to be planned."""
+    from acdc.stages import loss_of, stage_of_calibration, stages_of_curves, stages_of_method
+    from acdc.task import position_names
+
+    graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
+    loss = loss_of(arguments.method, metric, arguments.loss or arguments.metric)
+    scoring = {"ablation": arguments.ablation, "kv": arguments.kv, "positions": arguments.positions}
+    if "shortlist" in options:
+        options = {**options, "shortlist": size_of(options["shortlist"], graph.n_edges, "--shortlist")}
+    found = [*stages_of_method(model, arguments.method, batches, loss, options, scoring),
+             *stages_of_curves(model, graph, metric, arguments.ablation, 2)]
+    if "shortlist" in options:
+        found = [*stages_of_method(model, "eap_ig", batches, metric, {}, scoring), *found]
+    if arguments.calibrate:
+        found.append(stage_of_calibration(model, graph, loss, arguments.ablation, arguments.calibrate))
+    return found
+
+
+def check_selection(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before anything is computed."""
     from acdc.task import POSITIONS
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import add_cluster, add_saved, choose
+from acdc.arguments import add_cluster, add_memory, add_saved, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import output_file, write_file
 
-from .loading import goes_on, load_again, read_circuit, refuse_python, spread
+from .loading import goes_on, load_again, planned, read_circuit, refuse_python, spread
 from .printing import curve_lines, exceeds_text
 
 HELP = "measure a saved circuit, on its own prompts or on others"
@@ -19,6 +19,7 @@ HELP = "measure a saved circuit, on its own prompts or on others"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_saved(parser)
+    add_memory(parser)
     parser.add_argument("--curve", action="store_true", help="also the curve over sizes, with CPR, CMD and areas over "
                         "log size and of small circuits")
     add_cluster(parser, "circuits are run")
@@ -27,15 +28,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
     from acdc.metrics import METRICS
+    from acdc.stages import stage_of_circuit, stages_of_curves
 
     circuit = read_circuit(arguments.circuit)
     if arguments.curve and circuit.scores is None:
         raise AcdcError(f"{arguments.circuit} has no scores, so there is no curve over sizes; leave out --curve")
     with output_file(arguments.out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
-        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
         metric = choose("metric", arguments.metric, METRICS)
         ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+        curve = stages_of_curves(model, circuit.graph, metric, ablation, 2) if arguments.curve else []
+        batches = planned(arguments, model, batches, [stage_of_circuit(model, circuit, metric, ablation), *curve])
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
         model = work.enter_context(spread(arguments, model))
         measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
         result = faithfulness(model, circuit, batches, metric, **measured)
@@ -69,7 +73,7 @@ def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: 
         refuse_python(known["task_source"])
     task = load_task(known["task_source"], model.tokenizer, n=known["n_prompts"], seed=known["seed"],
                      split=known.get("split"), by=known.get("split_by"))
-    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
     check_prompts(model, batches)
     others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""
     print("optimal ablation: one constant a node, learned by kl_divergence on the "

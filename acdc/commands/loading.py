@@ -4,12 +4,12 @@ import argparse
 import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import check_measuring
+from acdc.arguments import check_measuring, placement
 from acdc.errors import AcdcError
 
 from .printing import say
@@ -25,10 +25,10 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     check_measuring(arguments)
     quiet_libraries()
     say(f"loading {arguments.model}")
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load_model(arguments.model, dtype=arguments.dtype, **placement(arguments))
     task = load_task(arguments.task, model.tokenizer, n=arguments.prompts, seed=arguments.seed, split=arguments.split,
                      by=arguments.split_by)
-    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
     check_prompts(model, batches)
     return model, task, batches
 
@@ -74,6 +74,16 @@ def _content(value: Any) -> Any:
         value = value / "circuit.json"
     files = sorted(path for path in value.iterdir() if path.is_file()) if value.is_dir() else [value]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+
+
+def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Sequence[Any]) -> list[Any]:
+    """The batches, of as many prompts as fit in memory; says what the run will take."""
+    from acdc.planning import gib, make_plan, rebatched
+
+    plan = make_plan(model, batches, stages, memory=None if arguments.memory is None else gib(arguments.memory))
+    say(plan.line())
+    arguments.batch_size = plan.at_once
+    return rebatched(batches, plan.at_once)
 
 
 def quiet_libraries() -> None:

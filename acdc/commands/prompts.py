@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import check_device, choose
+from acdc.arguments import add_device, check_placement, choose, placement
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
@@ -29,8 +29,7 @@ def add_prompts(parser: argparse.ArgumentParser, n: int, *, corrupted: bool = Fa
     parser.add_argument("--prompts", type=int, default=n, help="how many of the task")
     parser.add_argument("--seed", type=int, default=0, help="which prompts are drawn, and what else is random")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts a forward pass")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add_device(parser)
     add_out(parser)
     parser.set_defaults(metric=None, ablation="resample", split=None, split_by=None)
 
@@ -61,10 +60,10 @@ def load_one(arguments: argparse.Namespace) -> Any:
     from acdc.models import DTYPES, load_model
 
     choose("dtype", arguments.dtype, DTYPES)
-    check_device(arguments.device)
+    check_placement(arguments)
     quiet_libraries()
     say(f"loading {arguments.model}")
-    return load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    return load_model(arguments.model, dtype=arguments.dtype, **placement(arguments))
 
 
 def _typed(arguments: argparse.Namespace, model: Any) -> Any:
@@ -79,15 +78,15 @@ def _typed(arguments: argparse.Namespace, model: Any) -> Any:
         if corrupted is None or arguments.wrong is None:
             raise AcdcError("--prompt needs --corrupted, --answer and --wrong here: what is patched is the difference")
         example = Example(prompt, corrupted, arguments.answer, arguments.wrong)
-        (batch,) = Task("prompt", (example,)).batches(model.tokenizer, device=arguments.device)
+        (batch,) = Task("prompt", (example,)).batches(model.tokenizer, device=model.device)
         check_prompts(model, [batch])
         return batch
     ids = model.tokenizer(prompt)["input_ids"]
     if not ids:
         raise AcdcError("the prompt is empty; give some text")
-    tokens = torch.tensor([ids], device=arguments.device)
+    tokens = torch.tensor([ids], device=model.device)
     answer = answer_token(model.tokenizer, prompt, ids, arguments.answer)
-    given = torch.tensor([answer], device=arguments.device)
+    given = torch.tensor([answer], device=model.device)
     example = Example(prompt, prompt, arguments.answer, arguments.wrong or "")
     check_prompts(model, [Batch(tokens, tokens, given, given, (example,))])
     if arguments.wrong is None:
@@ -99,7 +98,7 @@ def _typed(arguments: argparse.Namespace, model: Any) -> Any:
         wrong = answer_token(model.tokenizer, prompt, ids, arguments.wrong)
     if wrong == answer:
         raise AcdcError(f"answer and wrong answer are the same, {arguments.answer!r}")
-    return Batch(tokens, tokens, given, torch.tensor([wrong], device=arguments.device), (example,))
+    return Batch(tokens, tokens, given, torch.tensor([wrong], device=model.device), (example,))
 
 
 def texts(model: Any, tokens: Any) -> list[str]:

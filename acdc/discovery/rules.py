@@ -174,7 +174,7 @@ def _pulled_back(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tens
 
 def _straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """The value, to the last bit, with the gradient of the surrogate."""
-    return value.detach() + (surrogate - surrogate.detach()).to(value.dtype)
+    return value.detach() + (surrogate - surrogate.detach()).to(value)
 
 
 def _follow(model: Transformer, rules: Rules, add: Callable[[Any], None]) -> None:

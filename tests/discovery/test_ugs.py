@@ -60,7 +60,8 @@ def test_constants_are_learned_with_the_masks():
             uniform = torch.rand(graph.n_edges, generator=training.generator("masks", step), dtype=torch.float64)
 
             def loss_of(masks, chosen=chosen):
-                return mean_loss(groups, chosen, matrix(masks), METRICS["kl_divergence"], constants.logits, constants.shift)
+                return mean_loss(groups, chosen, matrix(masks), METRICS["kl_divergence"], constants.logits,
+                                 constants.shift)
 
             budget_step(loss_of, training, state, uniform.clamp(1e-6, 1 - 1e-6), UNIFORM)
             optimiser.param_groups[0]["lr"] = RATE * min(1, 2 - 2 * step / 3)

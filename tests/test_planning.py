@@ -1,0 +1,114 @@
+"""What a plan says is near what is then measured, and a budget is kept."""
+
+import argparse
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch
+from tiny_models import VOCAB
+from transformers import LlamaConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from acdc.circuit import Circuit
+from acdc.cli import main
+from acdc.discovery import METHODS
+from acdc.errors import AcdcError
+from acdc.fitting import most_at_once
+from acdc.live_bytes import peak_bytes
+from acdc.machine import memory_now, peak_memory, reset_peak_memory
+from acdc.metrics import METRICS
+from acdc.planning import duration, gib, make_plan, rebatched
+from acdc.stages import loss_of, stages_of_method
+from acdc.transformer import Transformer
+
+LOGIT_DIFFERENCE = METRICS["logit_difference"]
+SCORING = {"ablation": "resample", "kv": "head", "positions": "all"}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Large enough that what it takes stands out from what Python does."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=3,
+                         num_attention_heads=4, num_key_value_heads=2)
+    return Transformer(AutoModelForCausalLM.from_config(config).eval(), None, "small")
+
+
+def test_bytes_in_use_are_counted():
+    weight = torch.randn(100, 100, requires_grad=True)
+
+    def run():
+        x = torch.ones(1000, 100)  # 400 kB, as every product below
+        y = (x @ weight).exp()  # kept for the backward pass
+        y.sum().backward()
+        weight.grad = None
+
+    run()
+    assert 3 * 400_000 <= peak_bytes(run, CPU, [weight]) <= 4.5 * 400_000
+    assert 800_000 <= peak_bytes(lambda: np.zeros(100_000), CPU) <= 900_000
+
+
+@pytest.mark.parametrize(("name", "options", "n"), [
+    ("eap", {}, 128), ("eap_ig", {}, 64), ("acdc", {"threshold": 10.0}, 64),
+    ("edge_pruning", {"steps": 2, "prompts_per_step": 32}, 64), ("exact", {}, 32)])
+def test_a_plan_is_near_what_is_measured(model, name, options, n):
+    """Peak memory beside what is there before: within a factor of 2. Seconds are of a machine that others use."""
+    batches = [make_batch(n, 24)]
+    loss = loss_of(name, LOGIT_DIFFERENCE, None)
+    graph = model.graph()
+    if name == "acdc":
+        few = Circuit(graph, np.arange(graph.n_edges) % 4 == 0)
+        options = {**options, "shortlist": few}
+    planned = {**options, "shortlist": few.n_edges} if name == "acdc" else options
+    plan = make_plan(model, batches, stages_of_method(model, name, batches, loss, planned, SCORING))
+    assert plan.at_once == n and plan.passes > 0
+    if name == "exact":
+        edges = np.arange(graph.n_edges - 200, graph.n_edges)
+        options = {"edges": edges}
+        from acdc.discovery.exact import exact_effects as run
+    else:
+        run = METHODS[name]
+    peak = peak_bytes(lambda: run(model, batches, loss, **options), CPU, [*model.hf.parameters()])
+    foreseen = (plan.peak() - plan.before) * 2**30
+    assert 0.5 < foreseen / peak < 2, (foreseen, peak)
+
+
+@pytest.mark.skipif(not reset_peak_memory(), reason="peak memory cannot be counted anew here")
+def test_a_budget_is_kept(model):
+    batches = [make_batch(256, 24)]
+    stages = stages_of_method(model, "eap_ig", batches, LOGIT_DIFFERENCE, {}, SCORING)
+    room = make_plan(model, batches, stages).costs[0]
+    budget = memory_now() + room.peak(256, 256) / 3
+    plan = make_plan(model, batches, stages, memory=budget)
+    assert 0 < plan.at_once < 128
+    parts = rebatched(batches, plan.at_once)
+    assert most_at_once(parts) == plan.at_once and sum(map(len, parts)) == 256
+    reset_peak_memory()
+    METHODS["eap_ig"](model, parts)
+    assert peak_memory() < budget
+
+
+def test_what_does_not_fit_is_refused_with_a_remedy(model):
+    batches = [make_batch(4, 8)]
+    stages = stages_of_method(model, "eap", batches, LOGIT_DIFFERENCE, {}, SCORING)
+    with pytest.raises(AcdcError, match=r"eap would take [\d.]+ GiB, even with one prompt at a time.*--memory allows "
+                                        r"0.10.*bfloat16"):
+        make_plan(model, batches, stages, memory=0.1)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 8), ("512MiB", 0.5), ("8", 8), ("1.5 gib", 1.5)])
+def test_sizes(text, size):
+    assert gib(text) == size
+
+
+def test_sizes_that_are_none():
+    for text in ("", "GiB", "-1", "8 apples", "nan", "inf"):
+        with pytest.raises(AcdcError, match="no size above 0"):
+            gib(text)
+
+
+def test_durations():
+    assert [duration(s) for s in (0.1, 5, 200, 9000)] == ["a second", "5 s", "3 min", "2 h"]
