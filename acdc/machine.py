@@ -46,3 +46,10 @@ def reset_peak_memory(device: str = "cpu") -> bool:
         return False
     RESET.write_text("5")  # see proc(5): resets the peak resident set size
     return True
+
+
+def memory_in_use() -> int:
+    """Bytes that this process has in memory now; on systems other than Linux the most that it had."""
+    if STATUS.exists():
+        return int(STATUS.read_text().split("VmRSS:")[1].split()[0]) * 2**10
+    return round(peak_memory() * 2**30)
