@@ -1,11 +1,13 @@
-"""Which long jobs are killed and stopped: each a command of `acdc` on a tiny model that can do its task by construction.
+"""Which long jobs are killed and stopped: commands of `acdc`, on a tiny model and prompts made so that it can do them.
 
 A job runs in a fork of this process, which has imported everything, so that it takes a second and not ten. There, what
 is kept on the way is written at every occasion, not every few seconds.
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import sys
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from acdc.output_folder import write_file
 LENGTH, N_PROMPTS = 7, 6
 TIMED = ("seconds", "cpu_seconds", "evaluation_seconds", "peak_gib", "machine", "date")
 WORDS = [first + second for first in "abcdef" for second in "klmnopqr"]
-DISCOVER = "discover --model model --task task.json --batch-size 2 --calibrate 50 --resamples 20 --seed 0"
+DISCOVER = "discover --model model --task task.json --batch-size 2 --calibrate 0 --resamples 0 --seed 0"
 SAVED = "--batch-size 2 --model model --task task.json"
 
 
@@ -53,13 +55,15 @@ JOBS = {job.name: job for job in (
     Job("edge_pruning", f"{DISCOVER} --method edge_pruning --steps 20 --prompts-per-step 2 --size 20"),
     Job("evaluate", f"evaluate found {SAVED} --ablation optimal", "out.json", overwrite=False),
     Job("calibrate", f"calibrate found {SAVED} --edges 60", "out.json", overwrite=False),
-    Job("test", f"test found {SAVED} --random 19 --inflated 29 --edges 6 --resamples 100", "out.json", overwrite=False),
+    Job("test", f"test found {SAVED} --random 19 --inflated 29 --edges 6 --resamples 100 "
+        "--only sufficiency,random,minimality", "out.json", overwrite=False),
     Job("annotate", f"annotate found {SAVED} --only effects,roles,lens", "out.json"),
-    Job("probe", f"probe {SAVED} --variable corrupted --site resid1 m0 m1 --controls 2"),
+    Job("probe", f"probe {SAVED} --variable corrupted --site m0 m1 --controls 1"),
     Job("trace", f"trace {SAVED} --subject first --prompts 3 --samples 2 --window 1"),
     Job("patch", f"patch {SAVED} --prompts 6"),
     Job("tune-lens", "tune-lens --model model --text text.txt --context 8 --steps 12"),
-    Job("sae", "sae train --model model --text text.txt --context 8 --site m0 --features 16 --steps 30 --k 4 --tokens-per-step 64"),
+    Job("sae", "sae train --model model --text text.txt --context 8 --site m0 --features 16 --steps 30 --k 4 "
+        "--tokens-per-step 64"),
     Job("benchmark", "benchmark --models model --tasks many.json --methods eap eap_ig random --seeds 0 1 --prompts 4 "
         "--test-prompts 4", overwrite=False),
 )}
@@ -75,6 +79,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def prepare(folder: Path) -> None:
     """A model, prompts whose answer is what the model says more of than for the corrupted prompt, text, a circuit."""
+    import_all()
     words = tokenizer()
     config = LlamaConfig(vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
@@ -104,6 +109,15 @@ def _prompt(hf: LlamaForCausalLM, words: PreTrainedTokenizerFast, random: torch.
     answer, wrong = WORDS[int(gain.argmax())], WORDS[int(gain.argmin())]
     return {"clean": " ".join(clean), "corrupted": " ".join(corrupted), "answer": f" {answer}", "wrong": f" {wrong}",
             "roles": {"first": 1, "end": LENGTH - 1}}
+
+
+def import_all() -> None:
+    """Everything that a job imports when it runs, so that its forks need not."""
+    import scipy.special  # noqa: F401
+
+    for module in pkgutil.walk_packages(acdc.__path__, "acdc."):
+        if "commands" not in module.name and not module.name.endswith("_side"):
+            importlib.import_module(module.name)
 
 
 def run(folder: Path, arguments: list[str], log: str = "log") -> int:
