@@ -59,7 +59,8 @@ def output_folder(target: Path, names: Sequence[str], overwrite: bool) -> Iterat
     parent, name = target.absolute().parent, target.absolute().name or "out"
     work = (target if target.is_dir() else parent) / _part(name)
     with _made(parent, target), _only_run(work.parent / f".{name}.lock", target), _spent() as spent:
-        remove_parts(work.parent, name, f"{name}.checkpoint")
+        remove_parts(work.parent, name)
+        remove_parts(parent, name, f"{name}.checkpoint")
         try:
             work.mkdir()
             yield OutputFolder(target, work, spent)

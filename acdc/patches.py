@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
+from acdc.tensor_file import tensor_bytes
 
 CLS = "[CLS]"
 FILE = "patches.safetensors"
@@ -152,7 +152,7 @@ class PatchTable:
     def save(self, folder: Path) -> None:
         """Writes the table beside a model's files."""
         about = {"size": json.dumps(self.size), "labels": json.dumps(self.labels)}
-        write_file(folder / FILE, save({"pixels": self.pixels.contiguous()}, metadata=about))
+        write_file(folder / FILE, tensor_bytes({"pixels": self.pixels}, about))
 
     @staticmethod
     def load(folder: Path) -> "PatchTable":

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, VOCAB, tiny_hf
 
+import acdc.pieces
 from acdc.task import Batch, Example
 from acdc.transformer import Transformer
 
@@ -29,6 +30,12 @@ def tiny(family: str, dtype: torch.dtype = torch.float64) -> Transformer:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _runs_are_short() -> None:
+    """Runs leave nothing to go on from, however slow the machine; tests of going on say otherwise."""
+    acdc.pieces.SECONDS = float("inf")
 
 
 @pytest.fixture(autouse=True, scope="session")

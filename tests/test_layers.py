@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "machine", "live_bytes", "stopping", "output_folder", "pieces", "graph", "circuit", "task", "fitting",
-         "metrics", "patches", "architectures", "transformer", "activations", "ablation", "positions", "live",
-         "soft_circuit", "learning", "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped",
+ORDER = ("errors", "machine", "live_bytes", "stopping", "output_folder", "pieces", "tensor_file", "graph", "circuit",
+         "task", "fitting", "metrics", "patches", "architectures", "transformer", "activations", "ablation", "positions",
+         "live", "soft_circuit", "learning", "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped",
          "models", "ray_workers", "cluster", "planning", "discovery", "evaluation", "annotation", "stages", "sae",
          "intervention", "export", "arguments", "grid", "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}

@@ -20,6 +20,7 @@ from acdc.annotation.variables import Labels
 from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import LEVEL, draw_weights, interval, share_interval
 from acdc.output_folder import write_file
+from acdc.tensor_file import tensor_bytes
 
 C = 0.1  # of the logistic regression; the ridge's penalty is 1 / C. On standardised dimensions
 N_FOLDS = 5
@@ -68,8 +69,6 @@ class Probe:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: weight, bias and means, with classes and `about` as metadata; of two classes or a
         number also `direction`, so that the file serves wherever a direction is wanted (steering, monitoring)."""
-        from safetensors.torch import save
-
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         if self.means is not None:
             tensors["means"] = self.means.contiguous()
@@ -80,7 +79,7 @@ class Probe:
             label = f"{self.about.get('variable', 'probe')} = {self.classes[1]}" if self.classes else "number"
             known |= {"site": self.about.get("site", ""), "label": label,
                       "offset": json.dumps(-offset / float(tensors["direction"].norm()))}
-        write_file(Path(path), save(tensors, known))
+        write_file(path, tensor_bytes(tensors, known))
 
     @staticmethod
     def load(path: str | Path) -> "Probe":

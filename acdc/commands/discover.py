@@ -14,7 +14,7 @@ from typing import Any
 
 from acdc.arguments import add_cluster, add_measuring, add_memory, check_calibration, choose, size_of
 from acdc.errors import AcdcError
-from acdc.output_folder import OutputFolder, output_folder, write_file
+from acdc.output_folder import OutputFolder, beside, output_folder, write_file
 
 from .loading import goes_on, load, planned, spread
 from .printing import curve_lines, exceeds_text, say
@@ -293,6 +293,8 @@ def _resamples(arguments: argparse.Namespace, method: Any, task: Any, graph: Any
 
 def _model_and_task(arguments: argparse.Namespace, model: Any, task: Any) -> dict[str, Any]:
     """What a circuit must remember to be measured again."""
+    import torch
+
     from acdc.models import weights_hash
     from acdc.tasks import TASKS  # pyright: ignore[reportMissingImports]
 
@@ -313,6 +315,8 @@ def _model_and_task(arguments: argparse.Namespace, model: Any, task: Any) -> dic
         "split_by": task.provenance.get("by"),
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
+        "device": arguments.device,
+        "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(),
                      **{p: importlib.metadata.version(p) for p in ("acdc", "torch", "transformers", "numpy")}},
     }

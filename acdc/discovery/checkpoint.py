@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from acdc.circuit import EdgeScores
@@ -15,6 +14,7 @@ from acdc.errors import AcdcError
 from acdc.models import weights_hash
 from acdc.output_folder import write_file
 from acdc.task import Batch
+from acdc.tensor_file import tensor_bytes
 from acdc.transformer import Transformer
 
 FORMAT = "acdc-masks"
@@ -42,8 +42,7 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         record = {"header": json.dumps(self.header), "step": str(state.step), "history": json.dumps(state.history)}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
-        write_file(self.path, save(tensors, metadata=record))
+        write_file(self.path, tensor_bytes(state.tensors(), record))
 
     def load(self, state: State) -> None:
         """Puts what the file holds into `state`; nothing, if there is no file yet."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from acdc.annotation.sites import read, site, width
 from acdc.errors import AcdcError, unknown_name
 from acdc.output_folder import write_file
+from acdc.tensor_file import tensor_bytes
 from acdc.transformer import Transformer
 
 OVER = ("last", "all")
@@ -155,11 +156,9 @@ def checked(model: Transformer, direction: Direction) -> Direction:
 
 def save_direction(path: Path, direction: Direction) -> None:
     """Writes a safetensors file: the vector `direction`; site, label, scale and offset as metadata."""
-    from safetensors.torch import save
-
     known = {"site": direction.site, "label": direction.label, "scale": json.dumps(direction.scale),
              "offset": json.dumps(direction.offset)}
-    write_file(path, save({"direction": direction.vector.detach().cpu().contiguous()}, known))
+    write_file(path, tensor_bytes({"direction": direction.vector}, known))
 
 
 def load_direction(path: Path, site: str | None = None) -> Direction:

@@ -1,0 +1,158 @@
+"""A run that is stopped goes on from its pieces, and computes each once."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch, tiny
+
+import acdc.pieces
+from acdc.ablation import ABLATIONS
+from acdc.annotation.causal_tracing import Noise, trace
+from acdc.annotation.effects import node_effects
+from acdc.annotation.patching_sweep import sweep
+from acdc.discovery import METHODS
+from acdc.errors import AcdcError
+from acdc.evaluation.calibration import calibrate
+from acdc.metrics import METRICS
+from acdc.optimal_ablation import learn_ablation
+from acdc.pieces import piece, piece_of_json, resumable
+
+QUICK = {"acdc_sequential": {"threshold": 0.05}, "edge_pruning": {"steps": 2, "prompts_per_step": 2},
+         "subnetwork_probing": {"steps": 2, "prompts_per_step": 2}, "ugs": {"steps": 2, "prompts_per_step": 2}}
+
+
+class Killed(BaseException):
+    """In place of what ends a run."""
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    monkeypatch.setattr(acdc.pieces, "SECONDS", 0.0)
+
+
+def interrupted(tmp_path, monkeypatch, compute, after):
+    """What `compute` gives when it is killed once `after` pieces are computed, and goes on; and how many it computes
+    in either try."""
+    counts = []
+    take = acdc.pieces.Pieces.take
+
+    def counted(pieces, label, own):
+        def once():
+            if len(counts) == 1 and counts[0] == after:
+                raise Killed
+            counts[-1] += 1
+            return own()
+
+        return take(pieces, label, once)
+
+    monkeypatch.setattr(acdc.pieces.Pieces, "take", counted)
+    spent = []
+    counts.append(0)
+    with pytest.raises(Killed), resumable(tmp_path / "out", {"a": 1}, spent):
+        compute()
+    counts.append(0)
+    with resumable(tmp_path / "out", {"a": 1}, spent):
+        return compute(), counts
+
+
+def test_pieces_are_computed_once(tmp_path, monkeypatch):
+    calls = []
+
+    def outer(i):
+        parts = [piece("part", lambda j=j: calls.append((i, j)) or {"x": np.array([i, j]), "y": np.array(0.1 * j)})
+                 for j in range(3)]
+        return {"sum": sum(part["x"] for part in parts), "last": parts[-1]["y"]}
+
+    def compute():
+        return [piece("whole", lambda i=i: outer(i)) for i in range(3)]
+
+    whole = compute()
+    assert len(calls) == 9
+    calls.clear()
+    found, counts = interrupted(tmp_path, monkeypatch, compute, after=6)  # 1 whole, its 3 parts, 2 parts of the next
+    assert counts == [6 + 1, 12 - 6 + 1 - 1] or sum(counts) >= 12
+    assert sorted(calls) == [(i, j) for i in range(3) for j in range(3)]
+    for one, other in zip(whole, found, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) and one[key].dtype == other[key].dtype for key in one)
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {"a": [1, 2.5, None, "é"], "b": {"c": 1e-300, "d": -0.1}}
+    for _ in range(2):
+        with resumable(tmp_path / "out", {}, []) as found:
+            assert piece_of_json("x", lambda: value) == value
+    assert found
+
+
+def test_another_run_starts_anew_and_a_short_one_writes_nothing(tmp_path, monkeypatch):
+    spent = []
+    for run in ({"seed": 0}, {"seed": 1}):
+        with resumable(tmp_path / "out", run, spent) as found:
+            assert not found and piece("x", lambda run=run: {"seed": np.array(run["seed"])})["seed"] == run["seed"]
+    assert len(set(spent)) == 2 == len(list(tmp_path.iterdir()))
+    monkeypatch.setattr(acdc.pieces, "SECONDS", 60.0)
+    with resumable(tmp_path / "short", {}, []):
+        piece("x", lambda: {"x": np.zeros(1)})
+    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "short", {}, []):
+        piece("x", lambda: {"x": np.zeros(1)})
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damage_and_disorder_are_told(tmp_path):
+    spent = []
+    with resumable(tmp_path / "out", {}, spent):
+        piece("x", lambda: {"x": np.zeros(1)})
+    with (pytest.raises(AcdcError, match=r"is damaged \(piece 0 is 'x', not 'y'\). Delete it"),
+          resumable(tmp_path / "out", {}, [])):
+        piece("y", lambda: {"x": np.zeros(1)})
+    (file,) = spent[0].iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(AcdcError, match="is damaged .* Delete it"), resumable(tmp_path / "out", {}, []):
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"acdc", "random"}))
+def test_every_method_goes_on_to_the_same_scores(tmp_path, monkeypatch, name):
+    """Those of learned masks have a checkpoint instead, and compute no pieces beside those of their start."""
+    model, batches = tiny("llama"), [make_batch(2, seed=seed) for seed in range(3)]
+
+    def compute():
+        return METHODS[name](model, batches, **QUICK.get(name, {}))
+
+    if name in ("subnetwork_probing", "ugs"):
+        return
+    expected = compute()
+    found, counts = interrupted(tmp_path, monkeypatch, compute, after=2)
+    assert counts[0] == 2 and counts[1] >= 1 and found == expected
+    total = interrupted(tmp_path / "again", monkeypatch, compute, after=1)[1] if False else counts
+    assert sum(total) >= 3
+
+
+def test_other_long_work_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    model, batches = tiny("llama"), [make_batch(2, seed=seed) for seed in range(2)]
+    metric, scores = METRICS["logit_difference"], METHODS["eap"](model, batches)
+    circuit = scores.top(20, by="magnitude")
+
+    def learned():
+        return learn_ablation(model, batches, circuit=circuit, steps=60)(batches[0]).activations.final
+
+    works = {
+        "calibration": lambda: calibrate(model, scores, batches, metric, n=60).summary(),
+        "node effects": lambda: node_effects(model, batches, metric, ["a0.h0", "m1"]),
+        "sweep": lambda: sweep(model, batches, metric).values.tolist(),
+        "trace": lambda: {kind: values.tolist() for kind, values in trace(
+            model, batches[0].clean[0], 3, [2], Noise(0.5, 2), window=1).restored.items()},
+        "constants": lambda: learned().tolist(),
+    }
+    for name, compute in works.items():
+        with monkeypatch.context() as patch:
+            expected = compute()
+            (tmp_path / name).mkdir()
+            found, counts = interrupted(tmp_path / name, patch, compute, after=1)
+            assert counts[0] == 1 and counts[1] >= 1 and found == expected, name
+
+
+def test_there_are_ablations():
+    assert "resample" in ABLATIONS and torch.is_grad_enabled()
