@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = ("errors", "machine", "output_folder", "graph", "circuit", "task", "metrics", "patches", "architectures",
          "transformer", "activations", "ablation", "positions", "live", "soft_circuit", "learning", "patching",
          "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "ray_workers", "cluster",
-         "discovery", "evaluation", "annotation", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
+         "discovery", "evaluation", "annotation", "sae", "intervention", "export", "arguments", "grid",
+         "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
                    "evaluation.difference", "evaluation.verdict", "export"}  # for export
