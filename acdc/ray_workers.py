@@ -222,8 +222,8 @@ class Workers:
             self._replace(worker)
         self.n_lost = self.n_lost + 1 if new and found is LOST else 0
         if self.n_lost > MOST_LOSSES * self.n:
-            raise AcdcError(f"{self.n_lost} workers died, one after another, while they loaded the model; perhaps their "
-                            "memory is too small for so many: give fewer --workers")
+            raise AcdcError(f"{self.n_lost} workers died, one after another, while they loaded the model; perhaps "
+                            "their memory is too small for so many: give fewer --workers")
 
     def _replace(self, worker: Any) -> None:
         self.idle.remove(worker)
