@@ -81,9 +81,9 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=f"{what} by workers of a Ray cluster, with "
-                        "the same results: HOST:PORT of its head, auto or local (default: the one of RAY_ADDRESS or of "
-                        "this machine, else local)")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=f"{what} by workers of a Ray cluster, "
+                        "with the same results: HOST:PORT of its head, auto or local (default: the one of RAY_ADDRESS "
+                        "or of this machine, else local)")
     parser.add_argument("--workers", type=int, help="with --ray: how many (default: one for each CPU, or each GPU if "
                         "--device is one)")
 

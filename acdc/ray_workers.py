@@ -26,6 +26,7 @@ logger = logging.getLogger("acdc")
 
 MOST_LOSSES = 3  # workers that one piece may take with it, before it is taken for the cause
 PATIENCE = 60  # seconds without any worker, until that is said
+LOST = object()  # in place of a result
 
 
 class LostError(AcdcError):
@@ -35,7 +36,7 @@ class LostError(AcdcError):
 @contextmanager
 def ray_workers(make: Callable[[], tuple[Any, str]], address: str = "", n: int | None = None, *,
                 device: torch.device | str) -> Iterator["Workers"]:
-    """`n` workers; each calls `make` for its own copy of what the work is about, and for words that say which it is.
+    """`n` workers; each calls `make` for its own copy of what the work is about, and words that say which it is.
     Before they are given any work, `stand_for` must be called.
 
     `address`: HOST:PORT of a cluster's head; `auto`, the cluster that this machine belongs to; `local`, one of this
@@ -118,7 +119,7 @@ def divide(nodes: Sequence[Mapping[str, float]], n: int | None, *, on_gpu: bool)
 
     for threads in range(max(1, sum(cpus) // n), 0, -1):
         if places(threads) >= n:
-            return n, threads, 1 / a_gpu if on_gpu else 0
+            return n, threads, 1 / a_gpu if on_gpu else 0.0
     with_gpus = f" and {n_gpus} GPUs" if on_gpu else ""
     raise AcdcError(f"--workers {n}: the cluster has {sum(cpus)} CPUs{with_gpus}, and each worker needs one of its own "
                     "on its machine. Ask for fewer, or give it more")
@@ -168,17 +169,19 @@ class Workers:
                     self._settle(done)
                     continue
                 worker, i, piece = running.pop(done)
-                found = self._result(done, worker)
-                if found is None and losses[i] < MOST_LOSSES:
-                    logger.info("a worker was lost; what it was doing is done again")
-                    losses[i] += 1
-                    again.append((i, piece))
-                elif found is None:
-                    yield i, LostError(f"{MOST_LOSSES + 1} workers died of the same piece of work, {_short(piece)}; perhaps "
-                                  "their memory is too small: give a smaller --batch-size, or fewer --workers")
-                else:
-                    self.idle.append(worker)
+                self.idle.append(worker)
+                found = self._result(done)
+                if found is not LOST:
                     yield i, found
+                    continue
+                self._replace(worker)
+                losses[i] += 1
+                if losses[i] <= MOST_LOSSES:
+                    logger.info("a worker was lost; what it was doing is done again")
+                    again.append((i, piece))
+                else:
+                    yield i, LostError(f"{losses[i]} workers died of the same piece of work, {_short(piece)}; perhaps "
+                                       "their memory is too small: give a smaller --batch-size, or fewer --workers")
         finally:
             self.unwanted |= {done: worker for done, (worker, _, _) in running.items()}
 
@@ -202,38 +205,40 @@ class Workers:
 
     def _settle(self, done: Any) -> None:
         """A worker that is ready, at last or again."""
-        if done in self.unwanted:
-            with suppress(Exception):  # of a job that nobody waits for
-                if self._result(done, worker := self.unwanted.pop(done)) is not None:
-                    self.idle.append(worker)
-            return
-        worker = self.starting.pop(done)
-        found = self._result(done, worker)
-        if found is None:
-            return
-        if found != self.expected:
-            raise AcdcError(f"a worker has {found}, but here are {self.expected}. Install the same versions on all "
-                            "machines, and give a model that is the same on all of them")
-        self.n_lost = 0
+        new = done in self.starting
+        worker = (self.starting if new else self.unwanted).pop(done)
         self.idle.append(worker)
+        try:
+            found = self._result(done)
+            if new and found not in (LOST, self.expected):
+                raise AcdcError(f"a worker has {found}, but here are {self.expected}. Install the same versions on all "
+                                "machines, and give a model that is the same on all of them")
+        except Exception:
+            if new:
+                self._replace(worker)
+                raise
+            return  # nobody waits for it
+        if found is LOST:
+            self._replace(worker)
+        self.n_lost = self.n_lost + 1 if new and found is LOST else 0
+        if self.n_lost > MOST_LOSSES * self.n:
+            raise AcdcError(f"{self.n_lost} workers died, one after another, while they loaded the model; perhaps "
+                            "their memory is too small for so many: give fewer --workers")
 
-    def _result(self, done: Any, worker: Any) -> Any:
-        """What a worker found; None if it is lost, and another is started in its place. Raises what it raised."""
+    def _replace(self, worker: Any) -> None:
+        self.idle.remove(worker)
+        self.ray.kill(worker)  # one that cannot be reached may still live
+        self._start()
+
+    def _result(self, done: Any) -> Any:
+        """What a worker found, or LOST if it is lost. Raises what it raised."""
         try:
             failed, packed = self.ray.get(done)
-        except self.losses as error:
-            self.n_lost += 1
-            self.ray.kill(worker)  # one that cannot be reached may still live
-            if self.n_lost > MOST_LOSSES * self.n:
-                raise AcdcError(f"{self.n_lost} workers died before any was ready, the last with: "
-                                f"{str(error).splitlines()[0]}") from error
-            self._start()
-            return None
+        except self.losses:
+            return LOST
         except self.ray.exceptions.RayTaskError as error:  # as in one process; the worker lives
-            self.idle.append(worker)
             raise (error.cause or error) from error
         if failed:
-            self.idle.append(worker)
             raise AcdcError(packed)
         return _unpack(packed, self.own, self.device)
 

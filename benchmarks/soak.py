@@ -55,7 +55,7 @@ def soak(n: int) -> list[dict]:
             gc.collect()
             tensors.append(sum(isinstance(each, Tensor) for each in gc.get_objects()))
             traced.append(tracemalloc.get_traced_memory()[0])
-            resident.append(memory_now())
+            resident.append(memory_now() * 2**30)
     tracemalloc.stop()
     grown = (resident[-1] - resident[0]) / MIB
     print(f"{n} runs, {failed} of them failed on purpose; tensors {tensors[0]} to {tensors[-1]}, traced "
