@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from acdc.cluster import on_ray, over
+from acdc.cluster import finished, on_ray
 from acdc.discovery.eap_ig import eap_ig
 from acdc.discovery.exact import exact_effects
 from acdc.metrics import METRICS
@@ -91,7 +91,7 @@ def main() -> None:
     with on_ray(model, arguments.ray, most) as spread:
         pids = {os.getpid()}
         while len(pids) <= most:
-            pids |= set(over(spread, own_pid, range(2 * most)))
+            pids |= {pid for _, found in finished(spread.workers, own_pid, range(2 * most)) for pid in found}
         print(f"{most} workers ready after {time.perf_counter() - start:.1f} s")
         compare(f"eap_ig, {arguments.prompts} prompts", lambda m: eap_ig(m, batches).values, model, spread, arguments,
                 pids)
