@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "machine", "output_folder", "graph", "circuit", "task", "metrics", "patches", "architectures",
+ORDER = ("errors", "machine", "output_folder", "tensor_file", "graph", "circuit", "task", "metrics", "patches", "architectures",
          "transformer", "activations", "ablation", "positions", "live", "soft_circuit", "learning", "patching",
          "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "discovery", "evaluation",
          "annotation", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
