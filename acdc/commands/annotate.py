@@ -18,7 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
               "where show and view find it)")
     parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
     parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
-                        "a node, whose features are to be scored; may be given again for others")
+                        "a node, or a folder of transcoders of all layers, whose features are to be scored; may be given "
+                        "again for others")
     parser.add_argument("--overwrite", action="store_true", help="forget what the file already holds; without it, "
                         "only what is made anew is replaced")
 
@@ -28,9 +29,10 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.export.annotations_file import annotations_from_json, annotations_to_json
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
-    from acdc.sae.formats import load_coder
+    from acdc.sae.formats import load_coders
+    from acdc.sae.on_model import check_on_model
 
-    coders = [load_coder(path) for path in arguments.coder]
+    coders = [coder for path in arguments.coder for coder in load_coders(path)]
     named = None if arguments.only is None else choose_some("annotator", arguments.only, ANNOTATORS)
     only = those_that_apply(named, coders)
     circuit = read_circuit(arguments.circuit)
@@ -38,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     keeps = out.exists() and not arguments.overwrite
     old = annotations_from_json(read_text(out), str(out)) if keeps else []
     model, task, batches = load_again(arguments, circuit, circuit.provenance)
+    for coder in coders:
+        check_on_model(model, coder)
     metric = choose("metric", arguments.metric, METRICS)
     say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
     found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,

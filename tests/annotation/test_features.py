@@ -41,6 +41,13 @@ class RandomCoder:
                 for shape in ((d_in, self.n), (self.n,), (self.n, d_out))]
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def name_of(self, feature: int) -> str:
+        return f"feature {feature}"
+
+    @property
     def decoder(self) -> Float[Tensor, "feature d_out"]:
         return self.weights[2]
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from acdc.errors import AcdcError
-from acdc.sae.formats import hook_of, load_coder, save_coder, site_of
+from acdc.sae.formats import load_coder, load_coders, save_coder
+from acdc.sae.hooks import hook_of, site_of
 from acdc.sae.sparse_coder import SparseCoder
 
 D, F, OUT, K = 6, 11, 4, 3
@@ -69,7 +70,7 @@ def test_saelens_files_round_trip(tmp_path, architecture, options):
     )
     assert torch.equal(again(X), ours(X))
     config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == ("m3.in" if options else "blocks.3.hook_mlp_out")
+    assert config["metadata"]["hook_name"] == ("blocks.3.mlp.hook_in" if options else "blocks.3.hook_mlp_out")
     assert config["apply_b_dec_to_input"] is not options.get("transcoder", False)
 
 
@@ -137,29 +138,6 @@ def test_saelens_topk_that_is_chosen_by_the_norm_of_decoder_rows(tmp_path):
     values, places = torch.relu(((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norm).topk(K)
     expected = w["b_dec"] + sum(values[:, [i]] * (w["W_dec"] / norm[:, None])[places[:, i]] for i in range(K))
     torch.testing.assert_close(load_coder(tmp_path)(X), expected)
-
-
-def test_circuit_tracer_files_hold_the_transpose(tmp_path):
-    w = coder("jumprelu", transcoder=True, skip=True).weights
-    save_file(
-        {
-            "W_enc": w["W_enc"].T.contiguous(),
-            "W_dec": w["W_dec"],
-            "b_enc": w["b_enc"],
-            "b_dec": w["b_dec"],
-            "activation_function.threshold": w["threshold"],
-            "W_skip": w["W_skip"],
-        },
-        tmp_path / "layer_5.safetensors",
-    )
-    before = X @ w["W_enc"] + w["b_enc"]
-    expected = (before * (before > w["threshold"]).float()).clamp(min=0) @ w["W_dec"] + w["b_dec"] + X @ w["W_skip"].T
-    for found in (load_coder(tmp_path, layer=5), load_coder(tmp_path / "layer_5.safetensors")):
-        torch.testing.assert_close(found(X), expected)
-        assert (found.site, found.target, found.kind) == ("m5.in", "m5", "skip transcoder")
-    save_file({"W_enc": random(F, D), "W_dec": random(F, 3, D), "b_enc": random(F)}, tmp_path / "layer_6.safetensors")
-    with pytest.raises(AcdcError, match="cross-layer transcoder"):
-        load_coder(tmp_path, layer=6)
 
 
 def test_gemma_scope_files(tmp_path):

@@ -8,8 +8,9 @@ from conftest import tiny
 from torch.nn.functional import normalize
 
 from acdc.errors import AcdcError
+from acdc.sae.source import ModelActivations, activations
 from acdc.sae.sparse_coder import SparseCoder
-from acdc.sae.training import ModelActivations, Recipe, activations, train_coder, train_on_model
+from acdc.sae.training import Recipe, train_coder, train_on_model
 
 PENALTY = {"relu": 1.0, "gated": 3.0, "topk": 0.0, "batchtopk": 0.0, "jumprelu": 1.0}
 
