@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -328,7 +328,7 @@ def _resample(recipe: Recipe, state: _State, reads: Tensor, rest: Tensor) -> Non
     state.silent[dead] = 0
 
 
-def _unit(rows: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
+def _unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 

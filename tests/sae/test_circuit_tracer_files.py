@@ -150,7 +150,7 @@ def test_what_is_refused_of_a_cross_layer_transcoder(across):
     config(across, reads="hook_resid_mid", writes="hook_mlp_out")
     save_file({"W_dec_1": decoder(0)}, across / "W_dec_1.safetensors")
     assert "layer 1 must have W_dec of the shape" in message(layer=1)
-    save_file({"W_dec_1": decoder(1)[:, 0]}, across / "W_dec_1.safetensors")
+    save_file({"W_dec_1": decoder(1)[:, 0].contiguous()}, across / "W_dec_1.safetensors")
     assert "W_dec_1 3; they have 2 and 2" in message(layer=1)
     save_file({"W_dec_1": decoder(1) * torch.nan}, across / "W_dec_1.safetensors")
     assert "not finite" in message(layer=1)
