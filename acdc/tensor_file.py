@@ -40,5 +40,5 @@ def is_pickle(path: Path) -> bool:
 
 
 def pickle_refused(path: Path) -> AcdcError:
-    return AcdcError(f"{path} is a pickle, which can run any code when it is read, and is refused. Convert it where you "
-                     "trust it: load it there and save its tensors with safetensors.torch.save_file")
+    return AcdcError(f"{path} is a pickle, which can run any code when it is read, and is refused. Convert it where "
+                     "you trust it: load it there and save its tensors with safetensors.torch.save_file")

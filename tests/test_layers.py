@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "machine", "output_folder", "tensor_file", "graph", "circuit", "task", "metrics", "patches", "architectures",
-         "transformer", "activations", "ablation", "positions", "live", "soft_circuit", "learning", "patching",
-         "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "discovery", "evaluation",
-         "annotation", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
+ORDER = ("errors", "machine", "output_folder", "tensor_file", "graph", "circuit", "task", "metrics", "patches",
+         "architectures", "transformer", "activations", "ablation", "positions", "live", "soft_circuit", "learning",
+         "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "discovery",
+         "evaluation", "annotation", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
                    "evaluation.difference", "evaluation.verdict", "export"}  # for export

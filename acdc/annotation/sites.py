@@ -77,11 +77,12 @@ def check_after(model: Transformer, reads: str, target: str) -> None:
     first, then = site(model, reads), site(model, target)
     place = [(at.layer, ORDER[at.kind, at.part], at.head is None) for at in (first, then)]
     other_head = None not in (first.head, then.head) and first.head != then.head
-    beside = first.layer == then.layer and (other_head or (model.parallel and {first.kind, then.kind} == {"a", "m"}))
+    parallel = model.parallel and {first.kind, then.kind} == {"a", "m"}
+    beside = first.layer == then.layer and (other_head or parallel)
     same = place[0] == place[1] and not other_head
     if not same and (place[0] >= place[1] or beside):
-        raise AcdcError(f"{target} does not come after {reads} in {model.name}, so it cannot be rebuilt from it; take a "
-                        "target that is computed from what is read, such as m5 from m5.in, or the same site")
+        raise AcdcError(f"{target} does not come after {reads} in {model.name}, so it cannot be rebuilt from it; take "
+                        "a target that is computed from what is read, such as m5 from m5.in, or the same site")
 
 
 def width(model: Transformer, name: str) -> int:

@@ -18,8 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
               "where show and view find it)")
     parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
     parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
-                        "a node, or a folder of transcoders of all layers, whose features are to be scored; may be given "
-                        "again for others")
+                        "a node, or a folder of transcoders of all layers, whose features are to be scored; may be "
+                        "given again for others")
     parser.add_argument("--overwrite", action="store_true", help="forget what the file already holds; without it, "
                         "only what is made anew is replaced")
 

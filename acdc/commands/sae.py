@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", "-o", type=Path, required=True, help="folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace the coder that is there")
     report = actions.add_parser("report", help="what a coder is worth on text")
-    report.add_argument("--absorption", action="store_true", help="also: whether features of first letters of words are "
-                        "silent where a feature of the word does their work")
+    report.add_argument("--absorption", action="store_true", help="also: whether features of first letters of words "
+                        "are silent where another feature does their work")
     show = actions.add_parser("features", help="what its features are: text, logits, how often")
     show.add_argument("--index", type=int, nargs="+", help="these features (default: the 10 that are strongest where "
                       "they are rare)")

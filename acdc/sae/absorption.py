@@ -101,8 +101,8 @@ def absorption(
     types = {label: np.unique(words[labels == label]) for label in np.unique(labels).tolist()}
     kept = [label for label, own in types.items() if len(own) >= LEAST_WORDS]
     if len(kept) < 2:
-        raise AcdcError(f"{len(kept)} of {len(types)} labels have {LEAST_WORDS} words or more, and two are needed; give "
-                        "more text")
+        raise AcdcError(f"{len(kept)} of {len(types)} labels have {LEAST_WORDS} words or more, and two are needed; "
+                        "give more text")
     rng = np.random.default_rng(seed)
     first = np.concatenate([rng.permutation(types[label])[::2] for label in kept])
     among, half = np.isin(labels, kept), np.isin(words, first)
@@ -120,9 +120,8 @@ def absorption(
 
 def _fit(written: Tensor, labels: np.ndarray, words: np.ndarray, rows: np.ndarray) -> Probe:
     n = int(rows.sum())
-    none = np.zeros(n, dtype=int)
-    return fit(written[torch.from_numpy(rows)], Labels("label", none, none, none.astype(bool), labels[rows], words[rows],
-                                                       words[rows]))
+    none, own = np.zeros(n, dtype=int), words[rows]
+    return fit(written[torch.from_numpy(rows)], Labels("label", none, none, none.astype(bool), labels[rows], own, own))
 
 
 def _of_label(label: str, labels: np.ndarray, told: np.ndarray, active: Tensor, decoder: Tensor, unit: Tensor

@@ -31,7 +31,8 @@ def read_layer(path: Path, site: str | None, target: str | None, dtype: torch.dt
     """The transcoder of one layer. Without config.yaml, `site` and `target` must be given."""
     tensors = {name.removeprefix("activation_function."): tensor for name, tensor in weights_of(path, dtype).items()}
     if "k" in tensors:
-        raise AcdcError(f"{path} is a topk transcoder of circuit-tracer, whose own loader refuses it, too; give another")
+        raise AcdcError(f"{path} is a topk transcoder of circuit-tracer, which its own loader refuses, too; give "
+                        "another")
     if tensors.get("W_dec", torch.zeros(0)).dim() == 3 or any(name.startswith("W_enc_") for name in tensors):
         raise AcdcError(f"{path}: a layer of a cross-layer transcoder, which is read as a whole; give its folder, with "
                         "W_enc_0.safetensors, W_dec_0.safetensors and so on")
@@ -58,15 +59,15 @@ def read_cross_layer(folder: Path, dtype: torch.dtype) -> CrossLayerTranscoder:
     """
     layers, config = layers_of(folder, ACROSS), _config(folder)
     if layers != list(range(len(layers))):
-        raise AcdcError(f"{folder} holds a cross-layer transcoder's layers {', '.join(map(str, layers))}; all from 0 on "
-                        "are needed")
+        raise AcdcError(f"{folder} holds a cross-layer transcoder's layers {', '.join(map(str, layers))}; all from 0 "
+                        "on are needed")
     defaults = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
     encoders, decoders, biases, targets = [], [], [], []
     for layer in layers:
         site, target = _sites(folder, {**defaults, **config}, layer)
         if target != f"m{layer}":
-            raise AcdcError(f"{folder / CONFIG}: a cross-layer transcoder that writes to {target}; those that rebuild MLPs "
-                            "(hook_mlp_out) are supported")
+            raise AcdcError(f"{folder / CONFIG}: a cross-layer transcoder that writes to {target}; those that rebuild "
+                            "MLPs (hook_mlp_out) are supported")
         path, written = folder / f"W_enc_{layer}.safetensors", folder / f"W_dec_{layer}.safetensors"
         tensors = _of_layer(path, layer, {"W_enc", "b_enc", "b_dec"}, {"threshold"}, dtype)
         decoder = _of_layer(written, layer, {"W_dec"}, set(), dtype)["W_dec"]
@@ -113,7 +114,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _sites(folder: Path, config: dict[str, Any], layer: int) -> tuple[str, str]:
     for name in HOOKS:
         if name not in config:
-            raise AcdcError(f"{folder / CONFIG} does not say {name}; give the site and the target, such as m5.in and m5")
+            raise AcdcError(f"{folder / CONFIG} does not say {name}; give the site and the target, such as m5.in and "
+                            "m5")
     site, target = (site_named(folder / CONFIG, config[name], layer) for name in HOOKS)
     return site, target
 

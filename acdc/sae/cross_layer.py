@@ -2,9 +2,9 @@
 
     f_l = act(x_l W_enc_l + b_enc_l),     y_t ~ sum over l <= t of f_l W_dec_l[t] + b_dec_t
 
-x_l is what is at the site read in layer l, y_t what the MLP of layer t adds. For each t this is a coder of one node that
-reads several sites, `target(t)`, and so whatever is done with coders is done with it, exactly: what it is worth, and how
-it shares out the scores of edges. `layer(l)` are the features of one layer, with all that they write.
+x_l is what is at the site read in layer l, y_t what the MLP of layer t adds. For each t this is a coder of one node
+that reads several sites, `target(t)`, and so whatever is done with coders is done with it, exactly: what it is worth,
+and how it shares out the scores of edges. `layer(l)` are the features of one layer, with all that they write.
 
 Source: Ameisen et al. 2025, "Circuit tracing"; Lindsey et al. 2024, "Crosscoders".
 """
@@ -123,10 +123,10 @@ class CrossLayerTarget:
     def place_of(self, feature: int) -> tuple[int, int]:
         """The layer in which a feature is read, and its number there."""
         self.check_feature(feature)
-        for layer, encoder in enumerate(self.encoders):
-            if feature < encoder.n_features:
-                break
-            feature -= encoder.n_features
+        layer = 0
+        while feature >= self.encoders[layer].n_features:
+            feature -= self.encoders[layer].n_features
+            layer += 1
         return layer, feature
 
     def name_of(self, feature: int) -> str:

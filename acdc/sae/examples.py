@@ -54,7 +54,8 @@ def features(
     """What the `wanted` features are; without any, of the `n` with the largest activation among those not dense (active
     on 1% of the tokens at most), so that chance decides less what is shown.
 
-    Of a cross-layer transcoder, those of one layer, with the effect of all that they write. Examples are of different windows, with `around` tokens before and after the strongest. Cost: two forward passes.
+    Of a cross-layer transcoder, those of one layer, with the effect of all that they write. Examples are of different
+    windows, with `around` tokens before and after the strongest. Cost: two forward passes.
     """
     for feature in wanted or ():
         coder.check_feature(feature)

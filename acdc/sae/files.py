@@ -1,4 +1,4 @@
-"""How the files of a coder are read: weights, configurations, and a coder of them; what is damaged is an `AcdcError`."""
+"""How the files of a coder are read: weights, configurations, and a coder of them; damage is an `AcdcError`."""
 
 import json
 import zipfile

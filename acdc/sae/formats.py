@@ -72,13 +72,13 @@ def _of_layer(path: Path, layers: list[int], across: list[int], layer: int | Non
               sites: tuple[str | None, str | None], dtype: torch.dtype) -> AnyCoder:
     if layer is None or layer not in (layers or across):
         given = "none is chosen" if layer is None else f"there is no layer {layer}"
-        raise AcdcError(f"{path} holds transcoders of the layers {', '.join(map(str, layers or across))}; {given}, say "
-                        "which (--layer)")
+        raise AcdcError(f"{path} holds transcoders of the layers {', '.join(map(str, layers or across))}; {given}, "
+                        "say which (--layer; or give the file of one, where it has its own)")
     if layers:
         return circuit_tracer.read_layer(path / f"layer_{layer}.safetensors", *sites, dtype)
     if sites != (None, None):
-        raise AcdcError(f"{path} holds a cross-layer transcoder, whose config.yaml says what it reads and writes; leave "
-                        "out the site and the target")
+        raise AcdcError(f"{path} holds a cross-layer transcoder, whose config.yaml says what it reads and writes; "
+                        "leave out the site and the target")
     return circuit_tracer.read_cross_layer(path, dtype).target(layer)
 
 

@@ -22,5 +22,5 @@ def check_on_model(model: Transformer, coder: SparseCoder | CrossLayerTarget) ->
     for name, does, expected in dict.fromkeys(of_site):
         found = width(model, name)
         if found != expected:
-            raise AcdcError(f"the coder {does} {expected} dimensions at {name}, which has {found} in {model.name}; give "
-                            "one that was trained on this site of this model")
+            raise AcdcError(f"the coder {does} {expected} dimensions at {name}, which has {found} in {model.name}; "
+                            "give one that was trained on this site of this model")

@@ -100,9 +100,9 @@ def _normalised(coder: SparseCoder, how: Any, path: Path) -> SparseCoder:
         return coder.unwhitened(*(tensors[name] for name in ("mean", "matrix", "inverse_matrix")))
     if how in ("expected_average_only_in", "covariance_whitening", True):
         raise AcdcError(f"{path}: its activations are normalised before they are read ({how}), and {SCALER} or "
-                        f"{WHITENING}, which say by how much, are not beside it. Give them, or fold them in with SAELens")
-    raise AcdcError(f"{path}: each activation is normalised by its own norm before it is read ({how}), which no weights "
-                    "can hold; give another coder")
+                        f"{WHITENING}, which say how, are not beside it. Give them, or fold them in with SAELens")
+    raise AcdcError(f"{path}: each activation is normalised by its own norm before it is read ({how}), which no "
+                    "weights can hold; give another coder")
 
 
 def as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -190,8 +190,10 @@ def test_a_feature_is_followed_from_wherever_it_is_read(site):
     clean, corrupted = (read(model, tokens, ["m0", "resid1.mid"]) for tokens in (batch.clean, batch.corrupted))
     gradient = site_gradient(model, batch, "m1") @ b.decoder[j]
     block, step = model.blocks[1], 1e-5
-    before = {"resid1.mid": lambda x: x, "m1.norm": lambda x: block.mlp_norm.statistics(x)[0],  # all in float64
-              "m1.in": lambda x: before["m1.norm"](x) * block.mlp_norm.gain, "m1": lambda x: block.mlp(before["m1.in"](x))}
+    before = {"resid1.mid": lambda x: x,  # all in float64
+              "m1.norm": lambda x: block.mlp_norm.statistics(x)[0],
+              "m1.in": lambda x: before["m1.norm"](x) * block.mlp_norm.gain,
+              "m1": lambda x: block.mlp(before["m1.in"](x))}
     moves = [clean["resid1.mid"] + sign * step * (corrupted["m0"] - clean["m0"]) for sign in (1, -1)]
     up, down = (b.encode(before[site](moved))[..., j] for moved in moves)
     np.testing.assert_allclose(weight, float((gradient * (up - down) / (2 * step)).sum().detach()) / 2, rtol=1e-4)

@@ -23,7 +23,8 @@ class Hierarchy:
         self.letter = self.word // WORDS
         self.words = np.array([f"{LETTERS[w // WORDS]}{w}" for w in self.word.tolist()])
         self.labels = np.array([word[0] for word in self.words])
-        self.x = self.letters[self.letter] + 0.8 * self.own[self.word] + 0.02 * torch.randn(len(self.word), D, generator=g)
+        noise = 0.02 * torch.randn(len(self.word), D, generator=g)
+        self.x = self.letters[self.letter] + 0.8 * self.own[self.word] + noise
         self.taken = self.word % 3 == 0
 
     def coder(self, *, absorbing: bool = False, silent: bool = False):

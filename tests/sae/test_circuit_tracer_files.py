@@ -18,8 +18,8 @@ def random(*shape, seed=0):
 X = [random(20, D, seed=9 + layer) for layer in range(LAYERS)]
 
 
-def config(folder, *, kind="transcoder_set", reads="mlp.hook_in", writes="mlp.hook_out", **more):
-    lines = {"model_name": "tiny", "model_kind": kind, "feature_input_hook": reads, "feature_output_hook": writes, **more}
+def config(folder, *, kind="transcoder_set", reads="mlp.hook_in", writes="mlp.hook_out"):
+    lines = {"model_name": "tiny", "model_kind": kind, "feature_input_hook": reads, "feature_output_hook": writes}
     (folder / "config.yaml").write_text("".join(f'{name}: "{value}"\n' for name, value in lines.items()))
 
 

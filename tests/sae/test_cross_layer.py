@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_batch, tiny
+from tiny_models import GROUPED
 from tiny_tokenizer import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
-from tiny_models import GROUPED
 
 from acdc.annotation.annotate import annotate
 from acdc.annotation.feature_graph import feature_graph
@@ -48,7 +48,8 @@ def transcoder(dtype=torch.float64) -> CrossLayerTranscoder:
 def model():
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    return Transformer(LlamaForCausalLM(LlamaConfig(**{**GROUPED, "vocab_size": len(tokenizer)})).eval(), tokenizer, "t")
+    hf = LlamaForCausalLM(LlamaConfig(**{**GROUPED, "vocab_size": len(tokenizer)}))
+    return Transformer(hf.eval(), tokenizer, "t")
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ def test_features_of_a_layer_and_all_that_they_write(model, tokens):
     assert one.largest == pytest.approx(float(values[..., busiest].max()))
     written = across.decoders[1][busiest, 0] + across.decoders[1][busiest, 1]
     effect = model.hf.get_output_embeddings().weight @ (written * model.anatomy.final_norm.gain)
-    torch.testing.assert_close(logit_effects(model, across.layer(1), [busiest])[0], effect.detach(), atol=1e-5, rtol=1e-4)
+    (ours,) = logit_effects(model, across.layer(1), [busiest])
+    torch.testing.assert_close(ours, effect.detach(), atol=1e-5, rtol=1e-4)
     with pytest.raises(AcdcError, match="feature 13"):
         features(model, across.layer(1), tokens, [F])
 
@@ -120,8 +122,8 @@ def test_an_edge_into_a_feature_read_before_the_mlps_norm_is_its_derivative():
     j = max((j for j in into if j is not None), key=lambda j: abs(into[j]))
     clean, corrupted = (read(model, tokens, ["m0", "resid1.mid"]) for tokens in (batch.clean, batch.corrupted))
     step = 1e-6
-    up, down = (across.encoders[1].encode(clean["resid1.mid"] + sign * step * (corrupted["m0"] - clean["m0"]))[..., j - F]
-                for sign in (1, -1))
+    moves = [clean["resid1.mid"] + sign * step * (corrupted["m0"] - clean["m0"]) for sign in (1, -1)]
+    up, down = (across.encoders[1].encode(moved)[..., j - F] for moved in moves)
     value, final = read(model, batch.clean, ["m1"])["m1"].requires_grad_(), {}
     with changed(model, {"m1": lambda x: value, "resid3": lambda x: final.setdefault("x", x)}):
         model.run_body(batch.clean)

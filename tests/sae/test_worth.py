@@ -118,7 +118,8 @@ def test_what_is_not_defined_is_none_in_files_and_said(model, tokens, tmp_path, 
     (tmp_path / "text.txt").write_text(TEXT)
     save_coder(identity(), tmp_path / "sae")
     monkeypatch.chdir(tmp_path)
-    assert main(["sae", "report", "sae", "--model", "model", "--text", "text.txt", "--context", "12", "-o", "w.json"]) == 0
+    given = ["--model", "model", "--text", "text.txt", "--context", "12"]
+    assert main(["sae", "report", "sae", *given, "-o", "w.json"]) == 0
     assert "explained variance not defined, loss recovered not defined" in capsys.readouterr().out
     assert json.loads((tmp_path / "w.json").read_text())["recovered"] is None
 
