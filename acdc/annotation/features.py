@@ -11,7 +11,7 @@ Source: Marks et al. 2024 (arXiv 2403.19647), "Sparse feature circuits"; the edg
 2310.10348) and EAP-IG (arXiv 2403.17806).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,7 +46,8 @@ class Coder(Protocol):
     def target(self) -> str: ...
     @property
     def decoder(self) -> Float[Tensor, "feature d_out"]: ...
-    def encode(self, *x: Float[Tensor, "*where d_in"]) -> Float[Tensor, "*where feature"]: ...
+    @property
+    def encode(self) -> Callable[..., Tensor]: ...  # of what is at each of `reads`
     def name_of(self, feature: int) -> str: ...
 
 

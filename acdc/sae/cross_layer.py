@@ -94,8 +94,12 @@ class CrossLayerTarget:
     def record(self) -> dict[str, object]:
         return dict(self.encoders[-1].record)
 
-    @cached_property
+    @property
     def decoder(self) -> Float[Tensor, "feature d_out"]:
+        return self._decoder
+
+    @cached_property
+    def _decoder(self) -> Tensor:
         rows = self.transcoder.decoders[: self.of_layer + 1]
         return torch.cat([decoder[:, self.of_layer - layer] for layer, decoder in enumerate(rows)])
 

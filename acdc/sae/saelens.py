@@ -55,16 +55,16 @@ def read_saelens(path: Path, site: str | None, target: str | None, dtype: torch.
         kind = "jumprelu"
     check_names(path, tensors, TENSORS)
     about = config.get("metadata") or config
-    site = site or about.get("acdc_site") or site_named(path, about.get("hook_name") or about.get("hook_point"))
+    reads = str(site or about.get("acdc_site") or site_named(path, about.get("hook_name") or about.get("hook_point")))
     head = about.get("hook_head_index", about.get("hook_point_head_index"))
-    if isinstance(head, int) and re.fullmatch(r"a\d+\.z", site):
-        site = site.replace(".z", f".h{head}.z")
+    if isinstance(head, int) and re.fullmatch(r"a\d+\.z", reads):
+        reads = reads.replace(".z", f".h{head}.z")
     after = about.get("hook_name_out")
-    target = target or (about.get("acdc_target") or (transcoder and after and site_named(path, after)) or site)
+    target = target or (about.get("acdc_target") or (transcoder and after and site_named(path, after)) or reads)
     arguments = config.get("activation_fn_kwargs")
     k = config.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
     coder = coder_of(
-        path, kind, (site, target), tensors,
+        path, kind, (reads, target), tensors,
         k=k_of(path, k) if kind == "topk" else None,
         centred=bool(config.get("apply_b_dec_to_input", True)) and not transcoder,
         record={"before_post_norm": True} if isinstance(after, str) and before_post_norm(after) else None,
