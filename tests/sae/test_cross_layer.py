@@ -1,9 +1,12 @@
 """A cross-layer transcoder on a model: worth, features and edges, by plain sums over its layers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_batch, tiny
+from safetensors.torch import save_file
 from tiny_models import GROUPED
 from tiny_tokenizer import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,6 +16,7 @@ from acdc.annotation.feature_graph import feature_graph
 from acdc.annotation.features import edge_features, site_features
 from acdc.annotation.sites import changed, read
 from acdc.annotation.text import windows
+from acdc.cli import main
 from acdc.discovery.eap import eap
 from acdc.errors import AcdcError
 from acdc.metrics import METRICS
@@ -130,3 +134,31 @@ def test_an_edge_into_a_feature_read_before_the_mlps_norm_is_its_derivative():
     logits = model.logits(final["x"][:, -1])
     worth_of = torch.autograd.grad(METRIC.loss(logits, batch, logits).sum(), value)[0] @ coder.decoder[j]
     np.testing.assert_allclose(into[j], float((worth_of * (up - down) / (2 * step)).sum()) / 2, rtol=1e-4)
+
+
+def test_on_the_command_line(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.hf.save_pretrained("model")
+    model.tokenizer.save_pretrained("model")
+    (tmp_path / "text.txt").write_text("When Mary and John went to the store, John gave a drink to Mary. " * 30)
+    across = transcoder(torch.float32)
+    (tmp_path / "clt").mkdir()
+    for layer, encoder in enumerate(across.encoders):
+        w = encoder.weights
+        held = {"W_enc": w["W_enc"].T.contiguous(), "b_enc": w["b_enc"], "b_dec": across.biases[layer],
+                "threshold": w["threshold"]}
+        save_file({f"{name}_{layer}": tensor for name, tensor in held.items()}, f"clt/W_enc_{layer}.safetensors")
+        save_file({f"W_dec_{layer}": across.decoders[layer]}, f"clt/W_dec_{layer}.safetensors")
+    given = ["--model", "model", "--text", "text.txt", "--context", "12"]
+    assert main(["sae", "report", "clt", "--layer", "2", *given, "-o", "worth.json"]) == 0
+    assert "cross-layer transcoder, 39 features, from resid0.mid to resid2.mid to m2" in capsys.readouterr().out
+    tokens = windows(model, (tmp_path / "text.txt").read_text(), 12)
+    expected = worth(model, across.target(2), tokens)
+    assert json.loads((tmp_path / "worth.json").read_text())["explained"] == pytest.approx(expected.explained, rel=1e-4)
+    assert main(["sae", "features", "clt", "--layer", "1", "--index", "3", *given]) == 0
+    assert "feature 3: on" in capsys.readouterr().out
+    for arguments, expected in [(["report", "clt"], "layers 0, 1, 2; none is chosen"),
+                                (["report", "clt", "--layer", "1", "--absorption"], "labels have 20 words"),
+                                (["features", "clt", "--layer", "1", "--index", "13"], "feature 13")]:
+        assert main(["sae", *arguments, *given]) == 1
+        assert expected in capsys.readouterr().err
