@@ -87,9 +87,14 @@ def check_after(model: Transformer, reads: str, target: str) -> None:
 
 def width(model: Transformer, name: str) -> int:
     """The number of dimensions at a site, found by one short forward pass. Errors as `site`."""
+    return widths(model, [name])[name]
+
+
+def widths(model: Transformer, names: Sequence[str]) -> dict[str, int]:
+    """The same of several sites, by one pass."""
     probe = model.anatomy.probe
     tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device) if probe is None else probe()
-    return read(model, tokens, [name])[name].shape[-1]
+    return {name: here.shape[-1] for name, here in read(model, tokens, names).items()}
 
 
 def read(model: Transformer, tokens: Int[Tensor, "batch pos"], names: Sequence[str]) -> dict[str, Here]:

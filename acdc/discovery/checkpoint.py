@@ -58,9 +58,10 @@ class Checkpoint:
         try:
             self._check(json.loads(found.get("header", "{}")))
             step, history = int(found["step"]), json.loads(found["history"])
+            held = {name: tensors[name].reshape(tensor.shape) for name, tensor in state.tensors().items()}
             for name, tensor in state.tensors().items():
-                tensor.copy_(tensors[name])
-        except (ValueError, KeyError, RuntimeError) as error:
+                tensor.copy_(held[name])
+        except (ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise AcdcError(f"{self.path} is a damaged {what} ({error}); {remedy}") from error
         state.step, state.history = step, history
 

@@ -50,7 +50,8 @@ class CrossLayerTranscoder:
             raise AcdcError(f"layer {layer} of a cross-layer transcoder of the layers 0 to {self.n_layers - 1}")
 
     def target(self, layer: int) -> "CrossLayerTarget":
-        """What rebuilds the MLP of a layer, from the features of that and of all earlier layers."""
+        """What rebuilds the MLP of a layer (-1: the last), from the features of that and of all earlier layers."""
+        layer = self.n_layers - 1 if layer == -1 else layer
         self.check_layer(layer)
         return CrossLayerTarget(self, layer)
 

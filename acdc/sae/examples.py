@@ -59,11 +59,7 @@ def features(
     """
     for feature in wanted or ():
         coder.check_feature(feature)
-    if isinstance(coder, SparseCoder):
-        check_on_model(model, coder)
-    else:
-        for layer in range(coder.of_layer, coder.transcoder.n_layers):
-            check_on_model(model, coder.transcoder.target(layer))
+    check_on_model(model, coder if isinstance(coder, SparseCoder) else coder.transcoder.target(-1))
     with frozen(model), torch.no_grad():
         count = torch.zeros(coder.n_features)
         largest = torch.zeros(coder.n_features)
