@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
-from acdc.tensor_file import tensor_bytes
+from acdc.tensor_file import read_tensors, tensor_bytes
 
 CLS = "[CLS]"
 FILE = "patches.safetensors"
@@ -158,11 +157,10 @@ class PatchTable:
     def load(folder: Path) -> "PatchTable":
         """The table beside a model's files. Raises `AcdcError` where there is none, or it is damaged."""
         try:
-            with safe_open(folder / FILE, framework="pt") as stored:
-                about, pixels = stored.metadata(), stored.get_tensor("pixels").float()
+            tensors, about = read_tensors(folder / FILE)
             height, width = json.loads(about["size"])
-            return PatchTable(pixels, (height, width), tuple(json.loads(about["labels"])))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return PatchTable(tensors["pixels"].float(), (height, width), tuple(json.loads(about["labels"])))
+        except (AcdcError, KeyError, TypeError, ValueError) as error:
             raise AcdcError(
                 f"{folder} holds a model that reads images, and no table of patches that can be read ({FILE}: "
                 f"{error}). Make one of your images with PatchTable.of_model(images, config) and give it as "

@@ -1,10 +1,50 @@
-"""Tensors and texts as the bytes of a safetensors file, the same bytes for the same content."""
+"""Safetensors files: their one reader, which never runs what is in them, and the same bytes for the same content."""
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from acdc.errors import AcdcError
+
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+
+
+def read_tensors(path: str | Path, what: str = "safetensors file", remedy: str = "give an intact safetensors file"
+                 ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file.
+
+    `what` it should be and the `remedy` are said in errors. Raises `AcdcError` for a file that is missing, a pickle,
+    or damaged: cut short, or with a header that claims more than the file holds.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise AcdcError(f"there is no {path}, which should be a {what}; {remedy}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        if is_pickle(path):
+            raise pickle_refused(path) from error
+        raise AcdcError(f"{path} is not a {what}, or is damaged ({error}); {remedy}") from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file that is not safetensors is a pickle, by its name or its first bytes (torch writes an archive)."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(4)
+    except OSError:
+        return False
+    return path.suffix in PICKLES or first == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\2\3\4\5")
+
+
+def pickle_refused(path: Path) -> AcdcError:
+    return AcdcError(f"{path} is a pickle, which can run any code when it is read, and is refused. Convert it where "
+                     "you trust it: load it there and save its tensors with safetensors.torch.save_file")
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

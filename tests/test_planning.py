@@ -1,7 +1,5 @@
 """What a plan says is near what is then measured, and a budget is kept."""
 
-import argparse
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from acdc.circuit import Circuit
-from acdc.cli import main
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
 from acdc.fitting import most_at_once

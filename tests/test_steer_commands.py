@@ -121,7 +121,7 @@ MISTAKES = [
     (["steer", "--from", "x", "--against", "y", "--at", "m1", "--strength", "1"], "no file 'x'"),
     (["steer", "--feature", "x", "--at", "m1", "--strength", "1"], "CODER:INDEX"),
     (["steer", "--feature", "nothing:3", "--strength", "1"], "there is no nothing"),
-    (["steer", "--direction", "x.safetensors", "--strength", "1"], "no file"),
+    (["steer", "--direction", "x.safetensors", "--strength", "1"], "there is no"),
     (["steer", "--ablate", "m1", "nothing"], "'nothing' is neither a node"),
     (["steer", "--ablate", "m1", "--ablation", "mean_over_positions"], "give --task"),
     (["steer", "--ablate", "m1", "--ablation", "mean"], "with zero or mean_over_positions only"),

@@ -34,6 +34,7 @@ from acdc.annotation.features import (
     coder_of_node,
     decoder_of_node,
     edge_features,
+    value_at,
 )
 from acdc.annotation.sites import site
 from acdc.circuit import Circuit
@@ -169,17 +170,21 @@ def _split_channels(
 def _through_features(model: Transformer, coder: Coder, node: Node, features: list[int], clean: Activations,
                       downstream: Float[Tensor, "batch pos d_model"], start: int
                       ) -> dict[str, Float[Tensor, "feature batch pos d_model"]]:
-    """For each channel's letter, grad_input [ f_j(input) (d_j . g) ] summed over tokens, j over `features`."""
+    """For each channel's letter, grad_input [ f_j(input) (d_j . g) ] summed over tokens, j over `features`.
+
+    It is 0 for features that a cross-layer transcoder reads in earlier layers: nothing passes through other nodes."""
     rows = decoder_of_node(model, coder, node.name)[features]
     worth = downstream.to(rows.dtype) @ rows.T
     with torch.enable_grad():
         if node.kind == "mlp":
             reads = {"": clean.mlp_in[node.layer][:, start:].detach().contiguous().requires_grad_()}
-            f = coder.encode(_of_mlp(model, coder, node.layer, reads[""]))
+            f = coder.encode(*(_of_mlp(model, clean, name, node.layer, reads[""], start) for name in coder.reads))
         else:
             read = clean.attn_in[node.layer].detach()
             reads = {letter: read.clone().requires_grad_() for letter in ("q", "k", "v")}
             f = coder.encode(_of_head(model, coder, node, clean, reads, start))
+        if not f.requires_grad:  # read elsewhere
+            f = f + 0 * sum(read.sum() for read in reads.values())
         parts = (f[..., features].to(worth.dtype) * worth).flatten(0, 1).sum(0)
         by_feature = [torch.autograd.grad(part, list(reads.values()), retain_graph=True, allow_unused=True,
                                           materialize_grads=True) for part in parts]
@@ -187,9 +192,15 @@ def _through_features(model: Transformer, coder: Coder, node: Node, features: li
     return {letter: torch.stack([one[i][:, -window:] for one in by_feature]) for i, letter in enumerate(reads)}
 
 
-def _of_mlp(model: Transformer, coder: Coder, layer: int, reads: Tensor) -> Tensor:
-    block = model.blocks[layer]
-    return block.mlp_norm(reads) if site(model, coder.site).part == "in" else block.mlp_output(reads)
+def _of_mlp(model: Transformer, clean: Activations, name: str, layer: int, reads: Tensor, start: int) -> Tensor:
+    """What is at a site, as a function of what the MLP of a layer reads; what does not depend on it is constant."""
+    block, at = model.blocks[layer], site(model, name)
+    if at.kind == "m" and at.layer == layer and at.part != "neurons":
+        if at.part == "norm":
+            return block.mlp_norm.statistics(reads)[0].to(reads.dtype)
+        return block.mlp_norm(reads) if at.part == "in" else block.mlp_output(reads)
+    is_input = at.kind == "resid" and at.layer == layer and (at.part == "mid" or (model.parallel and at.part is None))
+    return reads if is_input else value_at(model, clean, at)[:, start:].detach()
 
 
 def _of_head(model: Transformer, coder: Coder, node: Node, clean: Activations, reads: dict[str, Tensor], start: int
@@ -205,6 +216,9 @@ def _of_head(model: Transformer, coder: Coder, node: Node, clean: Activations, r
         values.append((value if projection.bias is None else value + projection.bias[own])[:, :, None])
     z = model.attend(attention, values[0][:, start:], values[1], values[2], start)[:, :, 0]
     at, scale = site(model, coder.site), clean.attn_scale[node.layer]
+    if (at.kind, at.layer) != ("a", node.layer) or at.head not in (head, None) or (at.head, at.part) == (None, None):
+        raise AcdcError(f"a coder that rebuilds {node.name} from {coder.site}: features are joined where they are read "
+                        f"from what the head itself makes, as {node.name} or {node.name}.z")
     if at.part == "z":
         if at.head is not None:
             return z

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from acdc.activations import record
-from acdc.annotation.features import Coder, NodeFeatures, value_at
-from acdc.annotation.sites import site
+from acdc.annotation.features import NodeFeatures, features_of
 from acdc.circuit import Annotation
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
@@ -36,7 +35,7 @@ def feature_notes(model: Transformer, batches: Sequence[Batch], found: Sequence[
             edges = {one.edges[e]: float(one.values[e, feature]) for e in strongest if one.values[e, feature] != 0}
             data = {"feature": feature, "coder": one.coder.site, "edges": edges,
                     "examples": examples[one.node, feature], "method": "attribution to features"}
-            notes.append(Annotation(one.node, "feature", f"feature {feature}", float(one.total[feature]), data))
+            notes.append(Annotation(one.node, "feature", one.coder.name_of(feature), float(one.total[feature]), data))
     return notes
 
 
@@ -48,7 +47,7 @@ def _examples(model: Transformer, batches: Sequence[Batch], found: Sequence[Node
         for batch in batches:
             run = record(model, batch.clean)
             for one in found:
-                active = _activations(model, run, one.coder)
+                active = features_of(model, run, one.coder)
                 for feature in chosen[one.node]:
                     top = best[one.node, feature]
                     top += [(float(row.max()), _example(model, tokens, row))
@@ -56,10 +55,6 @@ def _examples(model: Transformer, batches: Sequence[Batch], found: Sequence[Node
                     top.sort(key=lambda item: -item[0])
                     del top[N_EXAMPLES:]
     return {key: [example for _, example in top] for key, top in best.items()}
-
-
-def _activations(model: Transformer, run: Any, coder: Coder) -> torch.Tensor:
-    return coder.encode(value_at(model, run, site(model, coder.site)))
 
 
 def _example(model: Transformer, tokens: torch.Tensor, row: torch.Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Source: Marks et al. 2024 (arXiv 2403.19647), "Sparse feature circuits"; the edg
 2310.10348) and EAP-IG (arXiv 2403.17806).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from acdc.ablation import prepare_ablation
 from acdc.activations import Activations, attention_bias, contribution, out_weight, record
-from acdc.annotation.sites import Site, changed, site
+from acdc.annotation.sites import Site, changed, check_after, site
 from acdc.circuit import Circuit
 from acdc.discovery.gradients import channel_gradients, check_clean_gradient, check_start, gradients_at_points
 from acdc.errors import AcdcError
@@ -35,16 +35,20 @@ from acdc.transformer import Transformer, frozen
 
 @runtime_checkable  # so that the shape checker of the tests can check it
 class Coder(Protocol):
-    """A sparse autoencoder, or a transcoder: `site` is what it reads, `target` what it rebuilds (for an autoencoder
-    the same), both as `acdc.annotation.sites` names them."""
+    """A sparse autoencoder, or a transcoder: `reads` are the sites that it reads (the last of them is `site`; most
+    coders read one), `target` is what it rebuilds, all as `acdc.annotation.sites` names them."""
 
     @property
     def site(self) -> str: ...
     @property
+    def reads(self) -> tuple[str, ...]: ...
+    @property
     def target(self) -> str: ...
     @property
     def decoder(self) -> Float[Tensor, "feature d_out"]: ...
-    def encode(self, x: Float[Tensor, "*where d_in"]) -> Float[Tensor, "*where feature"]: ...
+    @property
+    def encode(self) -> Callable[..., Tensor]: ...  # of what is at each of `reads`
+    def name_of(self, feature: int) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +148,7 @@ def coder_of_node(model: Transformer, circuit: Circuit, coders: Sequence[Coder])
     """Which coder rebuilds which node of the circuit, in the order of the forward pass."""
     found: dict[str, Coder] = {}
     for coder in coders:
+        check_order(model, coder)
         for node in nodes_of(model, coder):
             if node in found:
                 raise AcdcError(f"two coders rebuild {node}: of {found[node].site} and of {coder.site}; give one")
@@ -153,6 +158,12 @@ def coder_of_node(model: Transformer, circuit: Circuit, coders: Sequence[Coder])
         raise AcdcError(f"no edge of the circuit leaves a node that the coders rebuild ({', '.join(found) or 'none'}); "
                         "give coders of nodes of the circuit")
     return {node.name: found[node.name] for node in circuit.nodes if node.name in found.keys() & writing}
+
+
+def check_order(model: Transformer, coder: Coder) -> None:
+    """Raises `AcdcError` where what a coder rebuilds does not come after what it reads."""
+    for name in coder.reads:
+        check_after(model, name, coder.target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +185,16 @@ def change_of(model: Transformer, coder: Coder, node: str, clean: Activations, r
               ) -> Change:
     src = model.graph().src_index[node]
     whole = contribution(model, replaced, src)[:, start:] - contribution(model, clean, src)[:, start:]
-    at = site(model, coder.site)
-    before, after = (coder.encode(value_at(model, run, at)[:, start:]) for run in (clean, replaced))
+    before, after = (features_of(model, run, coder, start) for run in (clean, replaced))
     features = (after - before).to(whole.dtype)
     active = (features != 0).flatten(0, 1).any(0).nonzero()[:, 0]
     return Change(active, features[..., active], decoder_of_node(model, coder, node)[active], whole)
+
+
+def features_of(model: Transformer, run: Activations, coder: Coder, start: int = 0
+                ) -> Float[Tensor, "batch pos feature"]:
+    """A coder's features in a recorded run, at positions from `start`."""
+    return coder.encode(*(value_at(model, run, site(model, name))[:, start:] for name in coder.reads))
 
 
 def value_at(model: Transformer, run: Activations, at: Site) -> Float[Tensor, "batch pos width"]:
@@ -190,6 +206,8 @@ def value_at(model: Transformer, run: Activations, at: Site) -> Float[Tensor, "b
         if at.part == "mid":
             return run.mlp_in[at.layer]
         return run.attn_in[at.layer] if at.layer < model.n_layers else run.final
+    if at.part == "norm":
+        return block.mlp_norm.statistics(run.mlp_in[at.layer])[0].to(run.mlp_in[at.layer].dtype)
     if at.kind == "m":
         return run.mlp[at.layer] if at.part is None else block.mlp_norm(run.mlp_in[at.layer])
     z, scale = run.z[at.layer], run.attn_scale[at.layer]
@@ -294,7 +312,8 @@ def site_features(
     elif steps < 1:
         raise AcdcError(f"steps={steps}: integrated gradients need at least 1 step")
     points = [0.0] if steps is None else [(k + 0.5) / steps for k in range(steps)]
-    reads, writes = site(model, coder.site), site(model, coder.target)
+    check_order(model, coder)
+    writes = site(model, coder.target)
     replace = prepare_ablation(model, batches, ablation)
     values, error = np.zeros(len(coder.decoder)), 0.0
     with frozen(model):
@@ -302,7 +321,7 @@ def site_features(
             clean, replaced = record(model, batch.clean), replace(batch).activations.expanded(*batch.clean.shape)
             x, x_replaced = value_at(model, clean, writes), value_at(model, replaced, writes)
             with torch.no_grad():
-                f, f_replaced = (coder.encode(value_at(model, run, reads)) for run in (clean, replaced))
+                f, f_replaced = (features_of(model, run, coder) for run in (clean, replaced))
                 reference = model.logits(clean.final[:, -1])
             gradient = torch.zeros_like(x)
             for point in points:

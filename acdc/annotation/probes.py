@@ -20,7 +20,7 @@ from acdc.annotation.variables import Labels
 from acdc.errors import AcdcError, unknown_name
 from acdc.evaluation.significance import LEVEL, draw_weights, interval, share_interval
 from acdc.output_folder import write_file
-from acdc.tensor_file import tensor_bytes
+from acdc.tensor_file import read_tensors, tensor_bytes
 
 C = 0.1  # of the logistic regression; the ridge's penalty is 1 / C. On standardised dimensions
 N_FOLDS = 5
@@ -84,15 +84,7 @@ class Probe:
     @staticmethod
     def load(path: str | Path) -> "Probe":
         """What `save` wrote. Raises `AcdcError` for a file that is missing or no probe."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                opened: Any = file
-                metadata = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise AcdcError(f"cannot read the probe {str(path)!r}: {error}") from error
+        tensors, metadata = read_tensors(path, "probe", "give one that acdc probe wrote")
         if metadata.get("format") != FORMAT or not {"weight", "bias"} <= tensors.keys():
             raise AcdcError(f"{str(path)!r} is a safetensors file, but no probe; give one that acdc probe wrote")
         try:

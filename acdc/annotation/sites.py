@@ -6,6 +6,7 @@
 - `a5.z`, `a5.h1.z`: attention's outputs before W_O, heads side by side, or one head's
 - `m5`: what the MLP adds to the residual stream
 - `m5.in`, `m5.neurons`: what the MLP's first weights read, after the norm; and what its last weights read
+- `m5.norm`: what that norm makes of the residual stream before its gain and bias
 
 Everything happens in HuggingFace's own forward, by hooks that are gone afterwards, so it also holds while it generates:
 there a site sees the prompt first, then one position at a time.
@@ -31,8 +32,11 @@ Change = Callable[[Tensor], "Tensor | None"]
 """What is done at a site: it gets what is there, and returns what shall be there instead, or None to leave it."""
 
 NAME = re.compile(r"(?P<kind>resid|a|m)(?P<layer>0|[1-9]\d{0,5})(?:\.h(?P<head>0|[1-9]\d{0,5}))?"
-                  r"(?:\.(?P<part>mid|z|in|neurons))?")
-PARTS = {"resid": (None, "mid"), "a": (None, "z"), "m": (None, "in", "neurons")}
+                  r"(?:\.(?P<part>mid|z|norm|in|neurons))?")
+PARTS = {"resid": (None, "mid"), "a": (None, "z"), "m": (None, "norm", "in", "neurons")}
+# What is computed after what in a layer; heads come just before the whole
+ORDER = {("resid", None): 0, ("a", "z"): 1, ("a", None): 2, ("resid", "mid"): 3, ("m", "norm"): 4, ("m", "in"): 5,
+         ("m", "neurons"): 6, ("m", None): 7}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def site(model: Transformer, name: str) -> Site:
     """The site of that name. Raises `AcdcError` for a name that is none, and for a layer or head beyond the model's."""
     match = NAME.fullmatch("resid0" if name == "input" else name)
     if match is None or match["part"] not in PARTS[match["kind"]] or (match["head"] and match["kind"] != "a"):
-        raise AcdcError(f"{name!r} is not a site; write input, resid5, resid5.mid, a5, a5.h1, a5.z, a5.h1.z, m5, m5.in "
-                        "or m5.neurons, with the layer and head that you mean")
+        raise AcdcError(f"{name!r} is not a site; write input, resid5, resid5.mid, a5, a5.h1, a5.z, a5.h1.z, m5, "
+                        "m5.norm, m5.in or m5.neurons, with the layer and head that you mean")
     kind, layer, part = match["kind"], int(match["layer"]), match["part"]
     last = model.n_layers if kind == "resid" and part is None else model.n_layers - 1
     if layer > last:
@@ -60,16 +64,37 @@ def site(model: Transformer, name: str) -> Site:
         raise AcdcError(f"{name!r}: {model.name} has the heads h0 to h{model.n_heads - 1} in each layer")
     if part == "mid" and model.parallel:
         raise AcdcError(f"{name!r}: attention and MLP of {model.name} are parallel, both read resid{layer}")
+    if part == "norm" and model.blocks[layer].mlp_norm.eps is None:
+        raise AcdcError(f"{name!r}: there is no norm before that MLP, take {kind}{layer}.in")
     if part == "neurons" and _neurons(model.blocks[layer]) is None:
         raise AcdcError(f"{name!r}: that MLP has no neurons that could be found")
     return Site(name, kind, layer, None if match["head"] is None else int(match["head"]), part)
 
 
+def check_after(model: Transformer, reads: str, target: str) -> None:
+    """Raises `AcdcError` where what is at `target` is not computed after what is at `reads`, or the same. Errors as
+    `site`."""
+    first, then = site(model, reads), site(model, target)
+    place = [(at.layer, ORDER[at.kind, at.part], at.head is None) for at in (first, then)]
+    other_head = None not in (first.head, then.head) and first.head != then.head
+    parallel = model.parallel and {first.kind, then.kind} == {"a", "m"}
+    beside = first.layer == then.layer and (other_head or parallel)
+    same = place[0] == place[1] and not other_head
+    if not same and (place[0] >= place[1] or beside):
+        raise AcdcError(f"{target} does not come after {reads} in {model.name}, so it cannot be rebuilt from it; take "
+                        "a target that is computed from what is read, such as m5 from m5.in, or the same site")
+
+
 def width(model: Transformer, name: str) -> int:
     """The number of dimensions at a site, found by one short forward pass. Errors as `site`."""
+    return widths(model, [name])[name]
+
+
+def widths(model: Transformer, names: Sequence[str]) -> dict[str, int]:
+    """The same of several sites, by one pass."""
     probe = model.anatomy.probe
     tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device) if probe is None else probe()
-    return read(model, tokens, [name])[name].shape[-1]
+    return {name: here.shape[-1] for name, here in read(model, tokens, names).items()}
 
 
 def read(model: Transformer, tokens: Int[Tensor, "batch pos"], names: Sequence[str]) -> dict[str, Here]:
@@ -145,6 +170,8 @@ def _attach(model: Transformer, at: Site, change: Callable[[Tensor], Tensor], ad
         add(attention_out.register_forward_hook(lambda m, args, out: change(out)))
     elif at.kind == "a":
         _attach_head(block, at.head, attention_out, change, add)
+    elif at.part == "norm":
+        _attach_norm(block, change, add)
     elif at.part == "in":
         add(block.mlp.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:])))
     elif at.part == "neurons":
@@ -192,6 +219,21 @@ def _attach_head(block: Block, head: int | None, attention_out: Any, change: Cal
     if block.attn_post is not None:
         add(block.attn_post.module.register_forward_pre_hook(note_scale))
     add(attention_out.register_forward_hook(of_contribution))
+
+
+def _attach_norm(block: Block, change: Callable[[Tensor], Tensor], add: Any) -> None:
+    seen: dict[str, Tensor] = {}
+
+    def note(m: Any, args: tuple, out: Tensor) -> None:
+        seen["x_hat"] = block.mlp_norm.statistics(args[0])[0].to(out.dtype)
+
+    def apply(m: Any, args: tuple) -> tuple:
+        before = seen.pop("x_hat")
+        moved, gain = change(before) - before, block.mlp_norm.gain
+        return (args[0] + (moved if gain is None else moved * gain), *args[1:])
+
+    add(block.mlp_norm.module.register_forward_hook(note))
+    add(block.mlp.register_forward_pre_hook(apply))
 
 
 def _neurons(block: Block) -> Any:

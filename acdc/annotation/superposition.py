@@ -74,8 +74,8 @@ def neurons_and_features(model: Transformer, coder: Coder, tokens: Int[Tensor, "
     for a coder of another place.
     """
     at = site(model, coder.site)
-    if at.kind != "m":
-        raise AcdcError(f"the coder reads {coder.site}, which has no neurons; give one of an MLP, such as m5 or m5.in")
+    if at.kind != "m" or len(coder.reads) > 1:
+        raise AcdcError(f"the coder reads {', '.join(coder.reads)}, which is not one MLP; give one of m5 or m5.in")
     name = f"m{at.layer}.neurons"
     neurons, features = [], []
     with torch.no_grad():

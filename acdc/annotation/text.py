@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from acdc.errors import AcdcError
 from acdc.transformer import Transformer
@@ -54,3 +55,10 @@ def windows(model: Transformer, text: str, context: int, n: int | None = None) -
                         "asked for. Give more text, a shorter context or fewer windows")
     rows = tokens[: size * (n or found)].view(-1, size)
     return torch.cat([torch.tensor(begin, dtype=torch.long).expand(len(rows), -1), rows], dim=1).to(model.device)
+
+
+def next_token_loss(logits: Float[Tensor, "window pos vocab"], tokens: Int[Tensor, "window pos"]
+                    ) -> Float[Tensor, " window"]:
+    """The mean cross-entropy of each window's next tokens, in nats."""
+    predicted, own = logits[:, :-1].float().flatten(0, 1), tokens[:, 1:]
+    return cross_entropy(predicted, own.flatten(), reduction="none").view(own.shape).mean(1)

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from acdc.learning import Adam, draw_prompts, generator
 from acdc.models import weights_hash
 from acdc.output_folder import write_file
 from acdc.stopping import unbroken_steps
+from acdc.tensor_file import read_tensors
 from acdc.transformer import Transformer, frozen
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "params.safetensors", "params.pt"
@@ -240,7 +240,7 @@ def load_tuned_lens(model: Transformer, folder: str | Path) -> TunedLens:
         )
     with _damage_told(folder):
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load((folder / WEIGHTS).read_bytes())
+        tensors, _ = read_tensors(folder / WEIGHTS, "tuned lens", f"{CONFIG} and {WEIGHTS} are needed, intact")
         _check_config(model, folder, config)
         n, width = model.n_layers, config["d_model"]
         wanted = {f"{i}.{name}": shape for i in range(n) for name, shape in (("weight", (width, width)),
@@ -263,7 +263,7 @@ def _damage_told(folder: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise AcdcError(f"{folder} holds no tuned lens: {CONFIG} and {WEIGHTS} are needed") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise AcdcError(f"the tuned lens in {folder} cannot be read ({error}); give intact files") from error
 
 

@@ -21,7 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_memory(parser)
     parser.add_argument("--only", help="these annotators alone, such as roles,attention (default: all that apply)")
     parser.add_argument("--coder", type=Path, action="append", default=[], help="a sparse autoencoder or transcoder of "
-                        "a node, whose features are to be scored; may be given again for others")
+                        "a node, or a folder of transcoders of all layers, whose features are to be scored; may be "
+                        "given again for others")
     parser.add_argument("--overwrite", action="store_true", help="forget what the file already holds; without it, "
                         "only what is made anew is replaced")
 
@@ -31,10 +32,11 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.export.annotations_file import annotations_from_json, annotations_to_json
     from acdc.export.text import describe_annotations
     from acdc.metrics import METRICS
-    from acdc.sae.formats import load_coder
+    from acdc.sae.formats import load_coders
+    from acdc.sae.on_model import check_on_model
     from acdc.stages import stage_of_effects
 
-    coders = [load_coder(path) for path in arguments.coder]
+    coders = [coder for path in arguments.coder for coder in load_coders(path)]
     named = None if arguments.only is None else choose_some("annotator", arguments.only, ANNOTATORS)
     only = those_that_apply(named, coders)
     circuit = read_circuit(arguments.circuit)
@@ -43,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     old = annotations_from_json(read_text(out), str(out)) if keeps else []
     with output_file(out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
+        for coder in coders:
+            check_on_model(model, coder)
         metric = choose("metric", arguments.metric, METRICS)
         batches = planned(arguments, model, batches, [stage_of_effects(model, circuit, metric)])
         work.enter_context(goes_on(arguments, out, spent, model, batches))

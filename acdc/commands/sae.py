@@ -37,6 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", "-o", type=Path, required=True, help="folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace the coder that is there")
     report = actions.add_parser("report", help="what a coder is worth on text")
+    report.add_argument("--absorption", action="store_true", help="also: whether features of first letters of words "
+                        "are silent where another feature does their work")
     show = actions.add_parser("features", help="what its features are: text, logits, how often")
     show.add_argument("--index", type=int, nargs="+", help="these features (default: the 10 that are strongest where "
                       "they are rare)")
@@ -46,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                             "Scope coder")
         action.add_argument("--site", help="what it reads, where its files do not say it")
         action.add_argument("--target", help="what it rebuilds, if another site")
+        action.add_argument("--layer", type=int, help="which of a circuit-tracer folder")
         action.add_argument("--out", "-o", type=Path, help="also write the numbers to this JSON file")
     for action in (train, report, show):
         action.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
@@ -94,23 +97,34 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from acdc.sae.absorption import first_letter_absorption
     from acdc.sae.worth import worth
 
     coder = _coder(arguments)
-    found = worth(*_with_coder(arguments, coder))
-    print(f"{coder.architecture} {coder.kind}, {coder.n_features:,} features, from {coder.site} to {coder.target}")
+    model, tokens = _load(arguments)
+    found = worth(model, coder, tokens)
+    reads = coder.site if len(coder.reads) == 1 else f"{coder.reads[0]} to {coder.site}"
+    print(f"{coder.architecture} {coder.kind}, {coder.n_features:,} features, from {reads} to {coder.target}")
     _print_worth(found)
-    _write(arguments.out, found.as_record())
+    record = found.as_record()
+    if arguments.absorption:
+        letters = first_letter_absorption(model, coder, tokens)
+        _print_absorption(letters)
+        record["absorption"] = [one.as_record() for one in letters]
+    _write(arguments.out, record)
 
 
 def _features(arguments: argparse.Namespace) -> None:
     from acdc.export.text import visible
+    from acdc.sae.cross_layer import CrossLayerTarget
     from acdc.sae.examples import features
 
     coder = _coder(arguments)
+    if isinstance(coder, CrossLayerTarget):
+        coder = coder.transcoder.layer(coder.of_layer)
     for index in arguments.index or ():
         coder.check_feature(index)
-    model, _, tokens = _with_coder(arguments, coder)
+    model, tokens = _load(arguments)
     found = features(model, coder, tokens, arguments.index, n_examples=arguments.examples,
                      progress=sys.stderr.isatty())
     for one in found:
@@ -130,12 +144,7 @@ def _coder(arguments: argparse.Namespace) -> Any:
 
     if arguments.out and not arguments.out.parent.is_dir():
         raise AcdcError(f"cannot write to {arguments.out}: {arguments.out.parent} is not a folder")
-    return load_coder(arguments.coder, site=arguments.site, target=arguments.target)
-
-
-def _with_coder(arguments: argparse.Namespace, coder: Any) -> tuple[Any, Any, Any]:
-    model, tokens = _load(arguments)
-    return model, coder, tokens
+    return load_coder(arguments.coder, site=arguments.site, target=arguments.target, layer=arguments.layer)
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -151,10 +160,28 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _print_worth(found: Any) -> None:
-    print(f"on {found.n_tokens:,} tokens: L0 {found.l0:.1f}, explained variance {found.explained:.3f}, loss recovered "
-          f"{found.recovered:.3f} (next-token loss {found.loss:.3f}, rebuilt {found.loss_rebuilt:.3f}, zero "
+    explained, recovered = ("not defined" if x is None else f"{x:.3f}" for x in (found.explained, found.recovered))
+    print(f"on {found.n_tokens:,} tokens: L0 {found.l0:.1f}, explained variance {explained}, loss recovered "
+          f"{recovered} (next-token loss {found.loss:.3f}, rebuilt {found.loss_rebuilt:.3f}, zero "
           f"{found.loss_zero:.3f})\nfeatures: {found.dead:.1%} dead, {found.dense:.1%} on more than a tenth of tokens, "
           f"{found.alike:.1%} doubled, {found.nested:.1%} active only within another")
+
+
+def _print_absorption(letters: Any) -> None:
+    from acdc.sae.absorption import mean_rates
+
+    rates = mean_rates(letters)
+    if rates is None:
+        print("absorption not defined: no first letter has a feature that tells it")
+        return
+    missed, absorbed, n = rates
+    print(f"first letters of words: {n} of {len(letters)} have features that tell them; where the probe finds the "
+          f"letter, these are silent on {missed:.1%}, and another feature does their work on {absorbed:.1%}")
+    for one in letters:
+        if one.absorbed:
+            by = ", ".join(f"{feature} ({tokens})" for feature, tokens in one.by[:5])
+            print(f"  {one.label}: told by {', '.join(map(str, one.main))} (F1 {one.f1:.2f}); silent {one.missed:.1%}, "
+                  f"absorbed {one.absorbed:.1%}, by {by}")
 
 
 def _write(out: Path | None, record: Any) -> None:
@@ -164,4 +191,4 @@ def _write(out: Path | None, record: Any) -> None:
 
 
 def _json(record: Any) -> bytes:
-    return (json.dumps(record, indent=1) + "\n").encode()
+    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()

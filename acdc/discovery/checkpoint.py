@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from acdc.circuit import EdgeScores
@@ -14,7 +13,7 @@ from acdc.errors import AcdcError
 from acdc.models import weights_hash
 from acdc.output_folder import write_file
 from acdc.task import Batch
-from acdc.tensor_file import tensor_bytes
+from acdc.tensor_file import read_tensors, tensor_bytes
 from acdc.transformer import Transformer
 
 FORMAT = "acdc-masks"
@@ -48,19 +47,17 @@ class Checkpoint:
         """Puts what the file holds into `state`; nothing, if there is no file yet."""
         if not self.path.exists():
             return
+        what, remedy = "checkpoint of acdc", "it is left alone: delete it or give another path"
+        tensors, found = read_tensors(self.path, what, remedy)
         try:
-            with safe_open(self.path, "pt") as file:
-                found = file.metadata() or {}
-                header = json.loads(found.get("header", "{}"))
-                self._check(header)
-                for name, tensor in state.tensors().items():
-                    tensor.copy_(file.get_tensor(name))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise AcdcError(
-                f"{self.path} is not a checkpoint of acdc, or is damaged ({error}), and is left alone; delete it or "
-                "give another path"
-            ) from error
-        state.step, state.history = int(found["step"]), json.loads(found["history"])
+            self._check(json.loads(found.get("header", "{}")))
+            step, history = int(found["step"]), json.loads(found["history"])
+            held = {name: tensors[name].reshape(tensor.shape) for name, tensor in state.tensors().items()}
+            for name, tensor in state.tensors().items():
+                tensor.copy_(held[name])
+        except (ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise AcdcError(f"{self.path} is a damaged {what} ({error}); {remedy}") from error
+        state.step, state.history = step, history
 
     def _check(self, header: Mapping[str, Any]) -> None:
         if header.get("format") != FORMAT:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,7 @@ from torch import Tensor
 from acdc.annotation.sites import read, site, width
 from acdc.errors import AcdcError, unknown_name
 from acdc.output_folder import write_file
-from acdc.tensor_file import tensor_bytes
+from acdc.tensor_file import read_tensors, tensor_bytes
 from acdc.transformer import Transformer
 
 OVER = ("last", "all")
@@ -132,11 +131,6 @@ def token_direction(model: Transformer, name: str, text: str) -> Direction:
     return checked(model, Direction(name, row if gain is None else row * gain.detach(), repr(text)))
 
 
-def probe_direction(name: str, weight: Float[Tensor, " width"], bias: float = 0.0, label: str = "") -> Direction:
-    """The direction of a linear probe, logit = weight . h + bias; neutral is where its logit is 0."""
-    return Direction(name, weight, label, offset=-bias / float(weight.norm()))
-
-
 def feature_direction(name: str, decoder: Float[Tensor, "feature width"], index: int, label: str = "") -> Direction:
     """The row of a sparse autoencoder's decoder: what the feature `index` writes at the site."""
     if not 0 <= index < len(decoder):
@@ -163,7 +157,7 @@ def save_direction(path: Path, direction: Direction) -> None:
 
 def load_direction(path: Path, site: str | None = None) -> Direction:
     """Reads a safetensors file that holds one vector. `site`: for a file whose metadata names none, or another."""
-    tensors, known = read_tensors(path)
+    tensors, known = read_tensors(path, "direction", "give a safetensors file with one vector")
     vectors = [tensor for tensor in tensors.values() if tensor.dim() == 1]
     vector = tensors["direction"] if "direction" in tensors else vectors[0] if len(vectors) == 1 else None
     if vector is None or vector.dim() != 1:
@@ -177,17 +171,3 @@ def load_direction(path: Path, site: str | None = None) -> Direction:
     except (ValueError, TypeError) as error:
         raise AcdcError(f"{path}: scale and offset must be numbers ({error})") from error
     return Direction(where, vector, known.get("label", ""), scale, offset)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; nothing else is read, so nothing in a file can run."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            opened: Any = file
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise AcdcError(f"no file {str(path)!r}") from error
-    except (OSError, SafetensorError) as error:
-        raise AcdcError(f"{path} is not a safetensors file ({error}); pickles are not read") from error

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from acdc.annotation.sites import read
+from acdc.annotation.text import next_token_loss
 from acdc.errors import AcdcError
 from acdc.evaluation.significance import Estimate, draw_weights, interval
 from acdc.intervention.generation import Cut
@@ -85,8 +86,7 @@ def text_loss(
     for tokens in windows.split(WINDOWS_PER_PASS):
         none = tokens[:, 0]
         logits = _logits(model, tokens, interventions, cut, Batch(tokens, tokens, none, none, ()), everywhere=True)
-        predicted = logits[:, :-1].float().log_softmax(-1)
-        losses.append(-predicted.gather(-1, tokens[:, 1:, None])[..., 0].mean(1))
+        losses.append(next_token_loss(logits, tokens))
     return torch.cat(losses).double().cpu().numpy()
 
 

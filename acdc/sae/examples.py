@@ -14,6 +14,8 @@ from acdc.annotation.features import decoder_of_node, nodes_of
 from acdc.annotation.lens import unembed_scaled
 from acdc.annotation.sites import read, site
 from acdc.errors import AcdcError
+from acdc.sae.cross_layer import LayerFeatures
+from acdc.sae.on_model import check_on_model
 from acdc.sae.sparse_coder import SparseCoder
 from acdc.transformer import Transformer, frozen
 
@@ -40,7 +42,7 @@ class Feature:
 
 def features(
     model: Transformer,
-    coder: SparseCoder,
+    coder: SparseCoder | LayerFeatures,
     tokens: Int[Tensor, "window pos"],
     wanted: Sequence[int] | None = None,
     *,
@@ -52,10 +54,12 @@ def features(
     """What the `wanted` features are; without any, of the `n` with the largest activation among those not dense (active
     on 1% of the tokens at most), so that chance decides less what is shown.
 
-    Examples are of different windows, with `around` tokens before and after the strongest. Cost: two forward passes.
+    Of a cross-layer transcoder, those of one layer, with the effect of all that they write. Examples are of different
+    windows, with `around` tokens before and after the strongest. Cost: two forward passes.
     """
     for feature in wanted or ():
         coder.check_feature(feature)
+    check_on_model(model, coder if isinstance(coder, SparseCoder) else coder.transcoder.target(-1))
     with frozen(model), torch.no_grad():
         count = torch.zeros(coder.n_features)
         largest = torch.zeros(coder.n_features)
@@ -89,20 +93,23 @@ def features(
     ]
 
 
-def _activations(model: Transformer, coder: SparseCoder, tokens: Tensor, progress: bool) -> Any:
+def _activations(model: Transformer, coder: SparseCoder | LayerFeatures, tokens: Tensor, progress: bool) -> Any:
     for some in tqdm(tokens.split(WINDOWS_AT_ONCE), desc="reading", unit="batch", disable=not progress):
-        yield coder.encode(read(model, some, [coder.site])[coder.site][:, 1:])
+        found = read(model, some, list(coder.reads))
+        yield coder.encode(*(found[name][:, 1:] for name in coder.reads))
 
 
 def logit_effects(
-    model: Transformer, coder: SparseCoder, wanted: Sequence[int]
+    model: Transformer, coder: SparseCoder | LayerFeatures, wanted: Sequence[int]
 ) -> Float[Tensor, "feature vocab"] | None:
     """What a unit of each feature adds to the logits directly: its decoder row times the final norm's gain, centred
     where that norm centres, times W_U. None where what it rebuilds does not reach the residual stream linearly."""
+    if isinstance(coder, LayerFeatures):
+        return unembed_scaled(model, coder.writes[list(wanted)].to(model.dtype)).detach().float().cpu()
     at = site(model, coder.target)
     if at.kind == "resid" or (at.kind == "a" and at.part is None):
         rows = coder.decoder
-    elif at.part == "neurons":
+    elif at.part in ("neurons", "in", "norm"):
         return None
     else:
         rows = torch.stack([decoder_of_node(model, coder, node) for node in nodes_of(model, coder)]).sum(0)

@@ -63,6 +63,10 @@ class SparseCoder:
             raise AcdcError(f"a coder from {d_in} to {d_out} dimensions cannot subtract b_dec from its input")
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    @property
     def d_in(self) -> int:
         return self.weights["W_enc"].shape[0]
 
@@ -121,6 +125,9 @@ class SparseCoder:
     def __call__(self, x: Float[Tensor, "*where d_in"]) -> Float[Tensor, "*where d_out"]:
         return self.decode(self.encode(x), x)
 
+    def name_of(self, feature: int) -> str:
+        return f"feature {feature}"
+
     def check_feature(self, feature: int) -> None:
         if not 0 <= feature < self.n_features:
             raise AcdcError(f"feature {feature} of a coder that has 0 to {self.n_features - 1:,}")
@@ -156,6 +163,28 @@ class SparseCoder:
         if "W_skip" in weights:
             weights["W_skip"] = weights["W_skip"] * (of_input / of_output)
         return replace(self, weights=weights)
+
+    def uncentred(self, mean: Float[Tensor, " d_in"]) -> "SparseCoder":
+        """The coder for activations as they are, of one that reads them less `mean`. Not where b_dec is subtracted."""
+        assert not self.centred
+        weights = dict(self.weights)
+        product = mean @ weights["W_enc"]
+        for name in ("b_enc", "b_gate", "b_mag"):
+            if name in weights:
+                weights[name] = weights[name] - (product * weights["r_mag"].exp() if name == "b_mag" else product)
+        if "W_skip" in weights:
+            weights["b_dec"] = weights["b_dec"] - weights["W_skip"] @ mean
+        return replace(self, weights=weights)
+
+    def unwhitened(self, mean: Float[Tensor, " d_in"], matrix: Float[Tensor, "d_in d_in"],
+                   inverse: Float[Tensor, "d_in d_in"]) -> "SparseCoder":
+        """The coder for activations x as they are, of an autoencoder of (x - mean) @ matrix."""
+        weights, dtype = dict(self.weights), self.decoder.dtype
+        weights["W_enc"] = (matrix @ weights["W_enc"].to(matrix.dtype)).to(dtype)
+        weights["W_dec"] = (weights["W_dec"].to(matrix.dtype) @ inverse).to(dtype)
+        weights["b_dec"] = (weights["b_dec"].to(matrix.dtype) @ inverse + mean).to(dtype)
+        found = replace(self, weights=weights)
+        return found if self.centred else found.uncentred(mean.to(dtype))
 
 
 def top(active: Float[Tensor, "*where feature"], k: int | None) -> Float[Tensor, "*where feature"]:

@@ -18,116 +18,29 @@ Resampling is that of Bricken et al. 2023: a dead feature is pointed at a token 
 its squared loss.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from acdc.annotation.sites import read, site, width
 from acdc.discovery.checkpoint import Checkpoint
-from acdc.discovery.journal import hash_of
 from acdc.errors import AcdcError, unknown_name
-from acdc.learning import generator
-from acdc.models import weights_hash
+from acdc.learning import Adam, generator
+from acdc.sae.source import ModelActivations, Source
 from acdc.sae.sparse_coder import ARCHITECTURES, SparseCoder, top
 from acdc.stopping import unbroken_steps
 from acdc.transformer import Transformer
 
-Pair = tuple[Float[Tensor, "token d_in"], Float[Tensor, "token d_out"]]
 BANDWIDTH = 0.05
 THRESHOLD_RATE = 0.01
 SAMPLE = 4096  # tokens that scales and the first bias are taken from
 SAVE_EVERY = 500
-KEPT_BYTES = 2 * 2**30
 FREE_DECODER = ("relu", "jumprelu")  # the other architectures keep decoder rows of norm 1
-
-
-@runtime_checkable  # so that the shape checker of the tests can check it
-class Source(Protocol):
-    """Where activations come from: what is read and what is to be rebuilt, for the tokens of each step."""
-
-    @property
-    def header(self) -> Mapping[str, Any]: ...
-    def batch(self, step: int) -> Pair: ...
-
-
-@dataclass(eq=False)
-class ModelActivations:
-    """Activations of a model that reads windows of tokens, in random order, again and again; the same by seed.
-
-    The first position is left out: many models put a value of enormous norm there, whatever the token.
-    `windows_at_once`: how many windows tokens are mixed from; 0: as many as fit in 2 GiB, and where these are
-    all, the model runs over them only once. Cost: else a forward pass up to the site for each token of an epoch.
-    """
-
-    model: Transformer
-    tokens: Int[Tensor, "window pos"]
-    site: str
-    target: str
-    batch_size: int = 1024
-    seed: int = 0
-    windows_at_once: int = 0
-    _buffer: tuple[int, Pair] | None = None
-    _kept: tuple[Tensor, Pair] | None = None
-
-    def __post_init__(self) -> None:
-        for name in (self.site, self.target):
-            site(self.model, name)
-        if self.tokens.shape[1] < 2:
-            raise AcdcError("windows of one token: the first position is left out; give a longer context")
-        if not self.windows_at_once:
-            wide = width(self.model, self.site) + (width(self.model, self.target) if self.site != self.target else 0)
-            a_window = (self.tokens.shape[1] - 1) * wide * self.model.dtype.itemsize
-            self.windows_at_once = max(1, KEPT_BYTES // (2 * a_window))  # as they are, and mixed
-        self.windows_at_once = min(self.windows_at_once, len(self.tokens))
-        self.per_buffer = self.windows_at_once * (self.tokens.shape[1] - 1) // self.batch_size
-        if not self.per_buffer:
-            raise AcdcError(
-                f"{self.tokens[:, 1:].numel():,} tokens do not fill a step of {self.batch_size:,}; give "
-                "more text or fewer tokens a step"
-            )
-
-    @property
-    def header(self) -> Mapping[str, Any]:
-        return {
-            "model": weights_hash(self.model),
-            "tokens": hash_of(self.tokens.cpu().numpy()),
-            "site": self.site,
-            "target": self.target,
-            "batch_size": self.batch_size,
-            "windows": self.windows_at_once,
-            "source_seed": self.seed,
-        }
-
-    def batch(self, step: int) -> Pair:
-        number, place = divmod(step, self.per_buffer)
-        if self._buffer is None or self._buffer[0] != number:
-            self._buffer = (number, self._fill(number))
-        rows = slice(place * self.batch_size, (place + 1) * self.batch_size)
-        reads, rebuilt = self._buffer[1]
-        return reads[rows], rebuilt[rows]
-
-    def _fill(self, number: int) -> Pair:
-        epoch, place = divmod(number, len(self.tokens) // self.windows_at_once)
-        order = torch.randperm(len(self.tokens), generator=generator(self.seed, "windows", epoch))
-        chosen = order[place * self.windows_at_once : (place + 1) * self.windows_at_once].sort().values
-        if self._kept is None or not torch.equal(self._kept[0], chosen):
-            self._kept = (chosen, activations(self.model, self.tokens[chosen], self.site, self.target))
-        reads, rebuilt = self._kept[1]
-        mixed = torch.randperm(len(reads), generator=generator(self.seed, "tokens", number))
-        return reads[mixed], rebuilt[mixed]
-
-
-def activations(model: Transformer, tokens: Int[Tensor, "window pos"], site: str, target: str) -> Pair:
-    """What a site and a target hold at all but the first position of each window."""
-    found = [read(model, some, list({site, target})) for some in tokens.split(16)]
-    reads, rebuilt = (torch.cat([one[name][:, 1:].flatten(0, 1) for one in found]) for name in (site, target))
-    return reads, rebuilt
 
 
 @dataclass(frozen=True)
@@ -165,9 +78,7 @@ class _State:
     """All that training changes; what a checkpoint holds."""
 
     weights: dict[str, Tensor]
-    first: dict[str, Tensor]
-    second: dict[str, Tensor]
-    counts: dict[str, Tensor]
+    adam: dict[str, Adam]
     silent: Tensor
     ema: Tensor
     scales: Tensor
@@ -177,8 +88,9 @@ class _State:
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"silent": self.silent, "ema": self.ema, "scales": self.scales, "centre": self.centre}
-        for kind in ("weights", "first", "second", "counts"):
-            named |= {f"{kind}.{name}": tensor for name, tensor in getattr(self, kind).items()}
+        for name, weight in self.weights.items():
+            adam = self.adam[name]
+            named |= {f"weights.{name}": weight, f"mean.{name}": adam.mean, f"square.{name}": adam.square}
         return named
 
 
@@ -220,25 +132,12 @@ def train_coder(
     record = {"recipe": vars(recipe), "source": dict(source.header), "history": state.history}
     architecture = "jumprelu" if recipe.architecture == "batchtopk" else recipe.architecture
     weights = {name: weight.detach().clone() for name, weight in state.weights.items()}
-    _uncentre(weights, state.centre)
     if recipe.architecture == "batchtopk":
         weights["threshold"] = torch.full_like(weights["b_enc"], float(state.ema))
-    coder = SparseCoder(
-        architecture, site, target, weights, recipe.k if architecture == "topk" else None, site == target, record
-    ).unscaled(of_input, of_output)
+    k, autoencoder = recipe.k if architecture == "topk" else None, site == target
+    coder = SparseCoder(architecture, site, target, weights, k, autoencoder, record)
+    coder = (coder if autoencoder else coder.uncentred(state.centre)).unscaled(of_input, of_output)
     return coder if architecture == "topk" else coder.with_unit_decoder()
-
-
-def _uncentre(weights: dict[str, Tensor], centre: Float[Tensor, " d_in"]) -> None:
-    """Folds into the biases that `centre` was subtracted from what was read."""
-    product = centre @ weights["W_enc"]
-    for name in ("b_enc", "b_gate"):
-        if name in weights:
-            weights[name] -= product
-    if "b_mag" in weights:
-        weights["b_mag"] -= product * weights["r_mag"].exp()
-    if "W_skip" in weights:
-        weights["b_dec"] -= weights["W_skip"] @ centre
 
 
 def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
@@ -252,8 +151,7 @@ def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
     centre = centre * scales[0]
     random = torch.Generator().manual_seed(recipe.seed)
     n, d_in, d_out = recipe.n_features, x.shape[1], y.shape[1]
-    decoder = torch.randn(n, d_out, generator=random)
-    decoder = (decoder / decoder.norm(dim=1, keepdim=True)).to(x.device)
+    decoder = _unit(torch.randn(n, d_out, generator=random)).to(x.device)
     encoder = decoder.T.clone()
     if not autoencoder:
         encoder = (torch.randn(d_in, n, generator=random) / d_in**0.5).to(x.device)
@@ -271,9 +169,8 @@ def _start(source: Source, recipe: Recipe, *, autoencoder: bool) -> _State:
         weights["threshold"] = torch.full_like(zeros, 0.1)
     if recipe.skip:
         weights["W_skip"] = torch.zeros(d_out, d_in, device=x.device)
-    first, second = ({name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2))
-    counts = {name: torch.zeros((), device=x.device) for name in weights}
-    return _State(weights, first, second, counts, zeros.clone(), torch.zeros((), dtype=torch.float64), scales, centre)
+    adam = {name: Adam(weight) for name, weight in weights.items()}
+    return _State(weights, adam, zeros.clone(), torch.zeros((), dtype=torch.float64), scales, centre)
 
 
 def _step(source: Source, recipe: Recipe, state: _State, autoencoder: bool) -> float:
@@ -282,7 +179,7 @@ def _step(source: Source, recipe: Recipe, state: _State, autoencoder: bool) -> f
     for weight in state.weights.values():
         weight.requires_grad_()
     with torch.enable_grad():
-        parts, active = _loss(recipe, state, x, y, autoencoder)
+        parts, active, rest = _loss(recipe, state, x, y, autoencoder)
         loss = sum(parts.values(), torch.zeros((), device=x.device))
         gradients = torch.autograd.grad(loss, list(state.weights.values()), allow_unused=True, materialize_grads=True)
     for weight in state.weights.values():
@@ -290,11 +187,13 @@ def _step(source: Source, recipe: Recipe, state: _State, autoencoder: bool) -> f
     if not torch.isfinite(loss):
         raise AcdcError(f"the loss is {float(loss)} at step {state.step}; lower the learning rate")
     rate = recipe.learning_rate * min(1.0, (state.step + 1) / 50, 5 * (1 - state.step / recipe.steps))
-    _adam(state, dict(zip(state.weights, gradients, strict=True)), rate)
+    shorter = torch.stack([gradient.norm() for gradient in gradients]).norm().clamp(min=1.0)  # to a norm of 1 at most
+    for (name, weight), gradient in zip(state.weights.items(), gradients, strict=True):
+        weight.add_(state.adam[name].change(gradient / shorter, state.step, rate))
     if "threshold" in state.weights:
         state.weights["threshold"].clamp_(min=1e-6)
     if recipe.architecture not in FREE_DECODER:
-        state.weights["W_dec"] /= state.weights["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
+        state.weights["W_dec"].copy_(_unit(state.weights["W_dec"]))
     fired = (active > 0).any(0)
     state.silent = torch.where(fired, 0, state.silent + 1)
     if recipe.architecture == "batchtopk" and fired.any():
@@ -312,25 +211,14 @@ def _step(source: Source, recipe: Recipe, state: _State, autoencoder: bool) -> f
     state.step += 1
     in_time = state.step % recipe.resample_every == 0 and state.step <= 0.7 * recipe.steps
     if recipe.architecture in ("relu", "gated") and in_time:
-        _resample(recipe, state, x, y, autoencoder)
+        _resample(recipe, state, x - state.weights["b_dec"] if autoencoder else x, rest)
     return float(loss.detach())
 
 
-def _adam(state: _State, gradients: Mapping[str, Tensor], rate: float) -> None:
-    """One step; its moments are those of a feature alone, so that one that is resampled begins anew."""
-    total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    for name, raw in gradients.items():
-        gradient = raw / total.clamp(min=1.0)
-        first, second, count = state.first[name], state.second[name], state.counts[name]
-        count += 1
-        first.mul_(0.9).add_(gradient, alpha=0.1)
-        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        step = (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
-        state.weights[name].sub_(step, alpha=rate)
-
-
-def _loss(recipe: Recipe, state: _State, x: Tensor, y: Tensor, autoencoder: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """The parts of the loss, and the features of each token."""
+def _loss(
+    recipe: Recipe, state: _State, x: Tensor, y: Tensor, autoencoder: bool
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The parts of the loss, the features of each token, and what of it they do not rebuild."""
     w = state.weights
     product = (x - w["b_dec"] if autoencoder else x) @ w["W_enc"]
     norm = w["W_dec"].norm(dim=1)
@@ -344,7 +232,7 @@ def _loss(recipe: Recipe, state: _State, x: Tensor, y: Tensor, autoencoder: bool
     dead = state.silent > recipe.dead_after
     if recipe.architecture in ("topk", "batchtopk") and dead.any():
         parts["auxk"] = _auxk(product + w["b_enc"], w["W_dec"], rest.detach(), dead)
-    return parts, active.detach()
+    return parts, active.detach(), rest.detach()
 
 
 def _auxk(before: Tensor, decoder: Tensor, rest: Tensor, dead: Tensor) -> Tensor:
@@ -421,34 +309,32 @@ class _Jump(torch.autograd.Function):
         return of_value * (x > threshold), -(near * (threshold * of_value + of_step)).sum(0)
 
 
-def _resample(recipe: Recipe, state: _State, x: Tensor, y: Tensor, autoencoder: bool) -> None:
-    """Points dead features at tokens that are badly rebuilt, and lets Adam forget them."""
+def _resample(recipe: Recipe, state: _State, reads: Tensor, rest: Tensor) -> None:
+    """Points dead features at tokens that were badly rebuilt in the step just done, and lets Adam forget them.
+
+    `reads`: what the encoder multiplies; `rest`: what was not rebuilt."""
     dead = (state.silent > recipe.dead_after).nonzero()[:, 0]
     if not len(dead):
         return
-    w = state.weights
-    with torch.no_grad():
-        parts, active = _loss(recipe, state, x, y, autoencoder)
-        rest = y - active @ w["W_dec"] - w["b_dec"] - (x @ w["W_skip"].T if "W_skip" in w else 0)
-        chances = rest.pow(2).sum(1).pow(2).cpu()
-        random = generator(recipe.seed, "resample", state.step)
-        chosen = torch.multinomial(chances, len(dead), replacement=len(dead) > len(chances), generator=random)
-        chosen = chosen.to(x.device)
-        reads = (x - w["b_dec"] if autoencoder else x)[chosen]
-        living = state.silent <= recipe.dead_after
-        size = w["W_enc"][:, living].norm(dim=0).mean() if living.any() else torch.ones((), device=x.device)
-        w["W_enc"][:, dead] = (reads / reads.norm(dim=1, keepdim=True).clamp(min=1e-12)).T * size * 0.2
-        new = rest[chosen]
-        scale = w["W_dec"][living].norm(dim=1).mean() if living.any() else 1.0
-        w["W_dec"][dead] = new / new.norm(dim=1, keepdim=True).clamp(min=1e-12) * scale
-        for name in w:
-            if name in ("b_dec", "W_skip"):
-                continue
-            if name.startswith("b_") or name == "r_mag":
-                w[name][dead] = 0
-            for moment in (state.first[name], state.second[name]):
-                (moment.T if name == "W_enc" else moment)[dead] = 0
+    w, living = state.weights, state.silent <= recipe.dead_after
+    chances = rest.pow(2).sum(1).pow(2).cpu()
+    random = generator(recipe.seed, "resample", state.step)
+    chosen = torch.multinomial(chances, len(dead), replacement=len(dead) > len(chances), generator=random)
+    towards, new = (_unit(rows[chosen.to(rows.device)]) for rows in (reads, rest))
+    w["W_enc"][:, dead] = towards.T * (w["W_enc"][:, living].norm(dim=0).mean() if living.any() else 1.0) * 0.2
+    w["W_dec"][dead] = new * (w["W_dec"][living].norm(dim=1).mean() if living.any() else 1.0)
+    for name, weight in w.items():
+        if name in ("b_dec", "W_skip"):
+            continue
+        if weight.dim() == 1:
+            weight[dead] = 0
+        for moment in (state.adam[name].mean, state.adam[name].square):
+            (moment.T if name == "W_enc" else moment)[dead] = 0
     state.silent[dead] = 0
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def train_on_model(

@@ -41,6 +41,13 @@ class RandomCoder:
                 for shape in ((d_in, self.n), (self.n,), (self.n, d_out))]
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def name_of(self, feature: int) -> str:
+        return f"feature {feature}"
+
+    @property
     def decoder(self) -> Float[Tensor, "feature d_out"]:
         return self.weights[2]
 
@@ -167,15 +174,37 @@ def test_an_edge_into_a_feature_is_its_derivative():
     (src, i), (dst, j), _, weight = next(edge for edge in found.edges if edge[0][0] == "m0" and edge[1][0] == "m1")
     clean, corrupted = (read(model, tokens, ["m0", "resid1.mid"]) for tokens in (batch.clean, batch.corrupted))
     delta = (a.encode(corrupted["m0"]) - a.encode(clean["m0"]))[..., [i]] * a.decoder[i]
-    value = read(model, batch.clean, ["m1"])["m1"].requires_grad_()
-    final = {}
-    with changed(model, {"m1": lambda x: value, "resid3": lambda x: final.setdefault("x", x)}):
-        model.run_body(batch.clean)
-    loss = METRIC.loss(model.logits(final["x"][:, -1]), batch, model.logits(final["x"][:, -1])).sum()
-    worth = torch.autograd.grad(loss, value)[0] @ b.decoder[j]
+    worth = site_gradient(model, batch, "m1") @ b.decoder[j]
     step, block = 1e-5, model.blocks[1]
     up, down = (b.encode(block.mlp_output(clean["resid1.mid"] + sign * step * delta))[..., j] for sign in (1, -1))
     np.testing.assert_allclose(weight, float((worth * (up - down) / (2 * step)).sum().detach()) / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("site", ["resid1.mid", "m1.norm", "m1.in", "m1"])
+def test_a_feature_is_followed_from_wherever_it_is_read(site):
+    model, batch = tiny("llama"), make_batch(2, 6, 3)
+    circuit = eap(model, [batch]).top(262, by="magnitude")
+    b = coder(model, site, "m1")
+    found = feature_graph(model, [batch], METRIC, circuit=circuit, coders=[b], n_features=1)
+    j, weight = next((dst[1], weight) for src, dst, _, weight in found.edges if src[0] == "m0" and dst[0] == "m1")
+    clean, corrupted = (read(model, tokens, ["m0", "resid1.mid"]) for tokens in (batch.clean, batch.corrupted))
+    gradient = site_gradient(model, batch, "m1") @ b.decoder[j]
+    block, step = model.blocks[1], 1e-5
+    before = {"resid1.mid": lambda x: x,  # all in float64
+              "m1.norm": lambda x: block.mlp_norm.statistics(x)[0],
+              "m1.in": lambda x: before["m1.norm"](x) * block.mlp_norm.gain,
+              "m1": lambda x: block.mlp(before["m1.in"](x))}
+    moves = [clean["resid1.mid"] + sign * step * (corrupted["m0"] - clean["m0"]) for sign in (1, -1)]
+    up, down = (b.encode(before[site](moved))[..., j] for moved in moves)
+    np.testing.assert_allclose(weight, float((gradient * (up - down) / (2 * step)).sum().detach()) / 2, rtol=1e-4)
+
+
+def site_gradient(model, batch, where):
+    value, final = read(model, batch.clean, [where])[where].requires_grad_(), {}
+    with changed(model, {where: lambda x: value, "resid3": lambda x: final.setdefault("x", x)}):
+        model.run_body(batch.clean)
+    logits = model.logits(final["x"][:, -1])
+    return torch.autograd.grad(METRIC.loss(logits, batch, logits).sum(), value)[0]
 
 
 def test_decoder_rows_of_z_reach_the_stream_through_w_o():
@@ -203,6 +232,12 @@ def test_what_has_no_features():
     assert "at its minimum" in message(coders=[m0], metric=METRICS["kl_divergence"], steps=None)
     with pytest.raises(AcdcError, match="not recorded"):
         site_features(model, BATCHES, METRIC, coder=coder(model, "m0.neurons", "m0"))
+    for call in (lambda late: edge_features(model, BATCHES, METRIC, circuit=circuit, coders=[late]),
+                 lambda late: site_features(model, BATCHES, METRIC, coder=late)):
+        with pytest.raises(AcdcError, match="m0 does not come after resid1 in llama"):
+            call(coder(model, "resid1", "m0"))
+    with pytest.raises(AcdcError, match="read from what the head itself makes"):
+        feature_graph(model, BATCHES, METRIC, circuit=circuit, coders=[coder(model, "resid1", "a1.h2")])
     with pytest.raises(AcdcError, match="at least 1"):
         feature_graph(model, BATCHES, METRIC, circuit=circuit, coders=[m0], n_features=0)
     with pytest.raises(AcdcError, match="norm follows attention"):

@@ -232,7 +232,7 @@ def test_what_cannot_be_probed():
         variable([make_batch()], "mood")
     with pytest.raises(AcdcError, match="cannot be followed"):
         erasure(tiny("llama"), [make_batch(12)], METRIC, "m1.in", variable([make_batch(12)], "corrupted"))
-    with pytest.raises(AcdcError, match="cannot read the probe"):
+    with pytest.raises(AcdcError, match="there is no nothing.safetensors, which should be a probe"):
         Probe.load("nothing.safetensors")
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import make_batch, tiny
 
 from acdc.activations import contribution, record
-from acdc.annotation.sites import changed, read, site, width
+from acdc.annotation.sites import changed, check_after, read, site, width
 from acdc.errors import AcdcError
 from acdc.patching import patch_nodes
 from acdc.resume import resume
@@ -19,6 +19,8 @@ def test_sites_hold_what_the_engine_records(family):
     for layer in range(model.n_layers):
         expected |= {f"resid{layer}": run.attn_in[layer], f"m{layer}": run.mlp[layer],
                      f"m{layer}.in": model.blocks[layer].mlp_norm(run.mlp_in[layer])}
+        if model.blocks[layer].mlp_norm.eps is not None:
+            expected[f"m{layer}.norm"] = model.blocks[layer].mlp_norm.statistics(run.mlp_in[layer])[0]
         if not model.parallel:
             expected[f"resid{layer}.mid"] = run.mlp_in[layer]
             expected[f"a{layer}"] = run.mlp_in[layer] - run.attn_in[layer]
@@ -66,6 +68,38 @@ def test_a_change_of_the_residual_stream_stays_in_it(family, name, at_mlp):
         found = read(model, batch.clean, [f"resid{model.n_layers}"])[f"resid{model.n_layers}"]
     expected = resume(model, run, 1, new, 0, at_mlp=at_mlp)
     torch.testing.assert_close(model.logits(found[:, -1]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_norm_makes_is_changed_before_its_gain_and_bias(family):
+    model, batch = tiny(family), make_batch()
+    norm = model.blocks[1].mlp_norm
+    if norm.eps is None:
+        with pytest.raises(AcdcError, match="there is no norm before that MLP"):
+            site(model, "m1.norm")
+        return
+    new = torch.randn_like(read(model, batch.clean, ["m1.in"])["m1.in"])
+    with changed(model, {"m1.norm": lambda x: new}):
+        found = read(model, batch.clean, ["m1.in"])["m1.in"]
+    expected = new if norm.gain is None else new * norm.gain + (0 if norm.bias is None else norm.bias)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "reads", "target"), [
+    ("llama", "m1", "m1.in"), ("llama", "m1", "m0"), ("llama", "resid2", "m1"), ("llama", "a1.h1", "a1.h2.z"),
+    ("llama", "m1.in", "a1"), ("llama", "a1", "a1.h1"), ("gpt_neox", "a1", "m1"), ("llama", "resid1.mid", "a1.z"),
+])
+def test_what_comes_before_cannot_be_rebuilt(family, reads, target):
+    with pytest.raises(AcdcError, match=f"{target} does not come after {reads} in"):
+        check_after(tiny(family), reads, target)
+
+
+@pytest.mark.parametrize(("reads", "target"), [
+    ("m1.in", "m1"), ("m1", "m1"), ("resid1.mid", "m1"), ("resid1", "a1.h2"), ("a1.h1.z", "a1.h1"), ("a1.h1", "a1"),
+    ("a1.z", "a1"), ("a1", "resid1.mid"), ("m1", "resid2"), ("input", "m0"), ("m1.norm", "m1.neurons"), ("m0", "a1.h0"),
+    ("input", "resid0"),
+])
+def test_what_comes_after_can(reads, target):
+    check_after(tiny("llama"), reads, target)
 
 
 def test_all_heads_at_once_are_their_attention():

@@ -140,7 +140,7 @@ def test_mistakes_are_named(model, lens, tmp_path):
         save_file({**tensors, **change}, weights)
         refused(message)
     weights.write_bytes(b"no")
-    refused("cannot be read")
+    refused("is not a tuned lens, or is damaged")
     with pytest.raises(AcdcError, match="no windows"):
         train_tuned_lens(model, text(0))
     for change in ({"steps": 0}, {"tokens_per_step": 0}, {"learning_rate": 0.0}, {"seed": -1}):

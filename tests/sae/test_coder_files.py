@@ -1,6 +1,7 @@
 """Formats: files written by hand as their projects write them compute what those projects compute."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from acdc.errors import AcdcError
-from acdc.sae.formats import hook_of, load_coder, save_coder, site_of
+from acdc.sae.formats import load_coder, save_coder
+from acdc.sae.hooks import hook_of, site_of
 from acdc.sae.sparse_coder import SparseCoder
 
 D, F, OUT, K = 6, 11, 4, 3
@@ -69,7 +71,7 @@ def test_saelens_files_round_trip(tmp_path, architecture, options):
     )
     assert torch.equal(again(X), ours(X))
     config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == ("m3.in" if options else "blocks.3.hook_mlp_out")
+    assert config["metadata"]["hook_name"] == ("blocks.3.mlp.hook_in" if options else "blocks.3.hook_mlp_out")
     assert config["apply_b_dec_to_input"] is not options.get("transcoder", False)
 
 
@@ -127,6 +129,55 @@ def test_an_old_saelens_file(tmp_path):
     assert torch.equal(load_coder(tmp_path)(X), ours(X))
 
 
+def written(folder, ours: SparseCoder, **changes):
+    """SAELens' files of a coder, with another configuration."""
+    save_coder(ours, folder)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated", "topk", "jumprelu"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_what_normalises_activations_is_folded_in(tmp_path, architecture, centred):
+    ours = replace(coder(architecture), centred=centred)
+    written(tmp_path, ours, normalize_activations="expected_average_only_in")
+    (tmp_path / "activation_scaler.json").write_text('{"scaling_factor": 2.5}')
+    torch.testing.assert_close(load_coder(tmp_path)(X), ours(2.5 * X) / 2.5)
+    (tmp_path / "activation_scaler.json").write_text('{"scaling_factor": null}')
+    with pytest.raises(AcdcError, match="scaling_factor is None"):
+        load_coder(tmp_path)
+    mean, matrix = random(D), (random(D, D) + 3 * torch.eye(D)).double()
+    written(tmp_path, ours, normalize_activations="covariance_whitening")
+    inverse = torch.linalg.inv(matrix).contiguous()
+    save_file({"mean": mean.double(), "matrix": matrix, "inverse_matrix": inverse},
+              tmp_path / "activation_whitening.safetensors")
+    expected = ours(((X - mean).double() @ matrix).float()).double() @ inverse + mean
+    torch.testing.assert_close(load_coder(tmp_path)(X), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_batchtopk_coder_of_an_unfinished_training(tmp_path, rescaled):
+    """Its one threshold is of features, times the norm of their decoder rows where they are chosen by that."""
+    w = coder("relu").weights
+    save_file({**w, "topk_threshold": torch.tensor(0.7, dtype=torch.float64)}, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "batchtopk", "k": 3, "rescale_acts_by_decoder_norm": rescaled,
+              "metadata": {"hook_name": "blocks.3.hook_mlp_out"}}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    norm = w["W_dec"].norm(dim=1) if rescaled else torch.ones(F)
+    before = ((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norm
+    expected = torch.where(before > 0.7, before, 0) / norm @ w["W_dec"] + w["b_dec"]
+    torch.testing.assert_close(load_coder(tmp_path)(X), expected)
+
+
+def test_a_sparsify_file_that_does_not_say_k(tmp_path):
+    save_coder(coder("topk"), tmp_path, format="sparsify")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    del config["k"]
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(AcdcError, match="k = None; it must be a whole number"):
+        load_coder(tmp_path)
+
+
 def test_saelens_topk_that_is_chosen_by_the_norm_of_decoder_rows(tmp_path):
     ours = coder("topk")
     save_coder(ours, tmp_path)
@@ -137,29 +188,6 @@ def test_saelens_topk_that_is_chosen_by_the_norm_of_decoder_rows(tmp_path):
     values, places = torch.relu(((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norm).topk(K)
     expected = w["b_dec"] + sum(values[:, [i]] * (w["W_dec"] / norm[:, None])[places[:, i]] for i in range(K))
     torch.testing.assert_close(load_coder(tmp_path)(X), expected)
-
-
-def test_circuit_tracer_files_hold_the_transpose(tmp_path):
-    w = coder("jumprelu", transcoder=True, skip=True).weights
-    save_file(
-        {
-            "W_enc": w["W_enc"].T.contiguous(),
-            "W_dec": w["W_dec"],
-            "b_enc": w["b_enc"],
-            "b_dec": w["b_dec"],
-            "activation_function.threshold": w["threshold"],
-            "W_skip": w["W_skip"],
-        },
-        tmp_path / "layer_5.safetensors",
-    )
-    before = X @ w["W_enc"] + w["b_enc"]
-    expected = (before * (before > w["threshold"]).float()).clamp(min=0) @ w["W_dec"] + w["b_dec"] + X @ w["W_skip"].T
-    for found in (load_coder(tmp_path, layer=5), load_coder(tmp_path / "layer_5.safetensors")):
-        torch.testing.assert_close(found(X), expected)
-        assert (found.site, found.target, found.kind) == ("m5.in", "m5", "skip transcoder")
-    save_file({"W_enc": random(F, D), "W_dec": random(F, 3, D), "b_enc": random(F)}, tmp_path / "layer_6.safetensors")
-    with pytest.raises(AcdcError, match="cross-layer transcoder"):
-        load_coder(tmp_path, layer=6)
 
 
 def test_gemma_scope_files(tmp_path):
@@ -214,8 +242,28 @@ def test_files_that_hold_no_coder(tmp_path):
     assert "needs W_dec" in message(tmp_path, site="m0")
     save_file({**coder("relu").weights, "b_enc": torch.full((F,), torch.nan)}, tmp_path / "sae_weights.safetensors")
     assert "not finite" in message(tmp_path, site="m0")
-    (tmp_path / "cfg.json").write_text(json.dumps({"normalize_activations": "layer_norm"}))
-    assert "layer_norm" in message(tmp_path, site="m0")
+    save_file(coder("relu").weights, tmp_path / "sae_weights.safetensors")
+    for change, expected in [
+        ({"normalize_activations": "layer_norm"}, "by its own norm before it is read (layer_norm)"),
+        ({"normalize_activations": "expected_average_only_in"}, "activation_scaler.json"),
+        ({"normalize_activations": "covariance_whitening"}, "activation_whitening.safetensors"),
+        ({"architecture": "temporal"}, "'temporal' are not known"),
+        ({"architecture": "batchtopk"}, "needs threshold"),
+        ({"architecture": "topk"}, "k = None"),
+        ({"architecture": "topk", "k": "3"}, "k = '3'"),
+        ({"architecture": "topk", "activation_fn_kwargs": [3]}, "k = None"),
+        ({"architecture": "topk", "k": 12}, "k=12 of a topk coder: it must be 1 to its 11"),
+        ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
+    ]:
+        (tmp_path / "cfg.json").write_text(json.dumps(change))
+        assert expected in message(tmp_path, site="m0"), change
+    (tmp_path / "cfg.json").write_bytes(b'{"k": "\xff"}')
+    assert "cannot read" in message(tmp_path, site="m0")
+    (tmp_path / "cfg.json").unlink()
+    (tmp_path / "cfg.json").mkdir()
+    assert "cannot read" in message(tmp_path, site="m0")
+    with pytest.raises(AcdcError, match="holds one coder"):
+        load_coder(tmp_path, layer=3)
     with pytest.raises(AcdcError, match="sparsify holds topk"):
         save_coder(coder("relu"), tmp_path / "other", format="sparsify")
     with pytest.raises(AcdcError, match="no topk transcoders"):
@@ -234,9 +282,13 @@ def test_files_that_hold_no_coder(tmp_path):
         ("a2.z", "blocks.2.attn.hook_z"),
         ("m11", "blocks.11.hook_mlp_out"),
         ("m0.neurons", "blocks.0.mlp.hook_post"),
+        ("m2.in", "blocks.2.mlp.hook_in"),
+        ("m2.norm", "blocks.2.ln2.hook_normalized"),
     ],
 )
 def test_names_of_places(site, hook):
     assert hook_of(site) == hook and site_of(hook) == site
     assert site_of("blocks.7.hook_resid_post") == "resid8"
+    assert site_of("blocks.7.mlp.hook_out") == "m7" and site_of("hook_mlp_out", 7) == "m7"
+    assert [site_of(name) for name in ("m1.h2", "m1.mid", "a01", "resid1.z", "blocksX7Xhook_mlp_out")] == [None] * 5
     assert site_of("blocks.7.hook_q") is None and site_of("a1.h2") == "a1.h2" == hook_of("a1.h2")

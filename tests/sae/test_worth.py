@@ -1,9 +1,11 @@
 """What coders are worth, and what features are, against plain computations; and the commands."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import tiny
 from tiny_models import GROUPED
 from tiny_tokenizer import tiny_tokenizer
 from torch.nn.functional import cross_entropy
@@ -15,6 +17,7 @@ from acdc.cli import main
 from acdc.errors import AcdcError
 from acdc.sae.examples import features, logit_effects
 from acdc.sae.formats import save_coder
+from acdc.sae.on_model import check_on_model
 from acdc.sae.sparse_coder import SparseCoder
 from acdc.sae.worth import worth
 from acdc.transformer import Transformer
@@ -103,6 +106,32 @@ def test_features_are_shown_where_they_are_strongest(model, tokens):
     assert one.promotes[0][1] == pytest.approx(float(effect.max()))
     with pytest.raises(AcdcError, match="feature 60"):
         features(model, coder, tokens, [60])
+
+
+def test_what_is_not_defined_is_none_in_files_and_said(model, tokens, tmp_path, capsys, monkeypatch):
+    """Zero is what is there: nothing varies, and taking it away costs nothing."""
+    model.blocks[1].mlp.down_proj.weight.data.zero_()
+    found = worth(model, identity(), tokens)
+    assert found.explained is None and found.recovered is None
+    model.hf.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    save_coder(identity(), tmp_path / "sae")
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", "model", "--text", "text.txt", "--context", "12"]
+    assert main(["sae", "report", "sae", *given, "-o", "w.json"]) == 0
+    assert "explained variance not defined, loss recovered not defined" in capsys.readouterr().out
+    assert json.loads((tmp_path / "w.json").read_text())["recovered"] is None
+
+
+def test_a_transcoder_that_reads_what_comes_later_or_before_a_norm_that_follows(model, tokens):
+    with pytest.raises(AcdcError, match="m1 does not come after resid2 in tiny"):
+        worth(model, replace(identity(), site="resid2", centred=False), tokens)
+    gemma = tiny("gemma2", torch.float32)
+    coder = replace(identity("m1"), site="m1.in", centred=False, record={"before_post_norm": True})
+    with pytest.raises(AcdcError, match="before the norm that follows the MLP in gemma2"):
+        check_on_model(gemma, coder)
+    check_on_model(tiny("llama", torch.float32), coder)
 
 
 def test_another_models_coder(model, tokens):
