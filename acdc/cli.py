@@ -1,17 +1,20 @@
 """The command line: reads the arguments, runs one command, and turns errors into one line and a status."""
 
 import argparse
+import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from acdc.arguments import build_parser
 from acdc.commands import COMMANDS
 from acdc.errors import AcdcError
 
+MOST_SHOWN = 2000  # characters of an error, which may quote a file
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # how PyTorch says it, by device
 
 
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = argparse.Namespace(command_line=shlex.join(["acdc", *given]))
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
-        with _log_shown():
+        with _log_shown(), redirect_stdout(_Printed(sys.stdout)):
             arguments.run(arguments)
             sys.stdout.flush()
     except AcdcError as error:
@@ -42,8 +45,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"acdc: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = _printable(" ".join(message.splitlines()))
+    print(f"acdc: {line if len(line) <= MOST_SHOWN else line[:MOST_SHOWN] + ' ...'}", file=sys.stderr)
     return status
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey or reorder: files and models may come from anybody."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+class _Printed(io.TextIOBase):
+    """Standard output that shows what `_printable` leaves."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(_printable(text))
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name) if name in ("write", "stream") else getattr(self.stream, name)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record))
 
 
 @contextmanager
@@ -51,6 +78,7 @@ def _log_shown() -> Iterator[None]:
     """What `acdc` logs, such as a download that begins, goes to stderr."""
     logger, handler = logging.getLogger("acdc"), logging.StreamHandler()
     level = logger.level
+    handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

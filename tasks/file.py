@@ -114,6 +114,8 @@ def _parse_json(path: Path, text: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         where = f"task file {path}, line {first_line + error.lineno - 1}, column {error.colno}"
         raise AcdcError(f"{where}: not valid JSON: {error.msg}. Mend the file there") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise AcdcError(f"task file {path}, line {first_line}: not valid JSON: {error}") from None
     except RecursionError:
         raise AcdcError(f"task file {path}, line {first_line}: brackets nested too deeply for JSON") from None
 

@@ -60,21 +60,21 @@ def edited(draw: st.DrawFn, data: Any, n: int = 3) -> bytes:
         if kind in ("value", "inside") and isinstance(owner[key], str) and owner[key][:1] in "[{" and owner[key]:
             owner[key] = draw(_inside(owner[key]))
         elif kind == "value":
-            owner[key] = draw(st.sampled_from(VALUES))
+            owner[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif kind == "raw":
             mark = f"@raw{len(raw)}@"
             raw[json.dumps(mark)] = draw(st.sampled_from(RAW))
             owner[key] = mark
         elif isinstance(owner, list):
-            owner[key : key + 1] = [] if kind == "delete" else [owner[key]] * draw(st.sampled_from([2, 1000]))
+            owner[key : key + 1] = [] if kind == "delete" else [copy.deepcopy(owner[key]) for _ in range(draw(st.sampled_from([2, 1000])))]
         elif kind == "delete" and owner is not data:
             del owner[key]
         elif kind == "rename" and owner is not data:
             owner[draw(st.sampled_from(["", "x", "../../x", "__class__", "a0.h99", "\u202e"]))] = owner.pop(key)
         elif kind == "twice" and owner is not data:
-            owner[f"@twice@{key}"] = draw(st.sampled_from(VALUES))
+            owner[f"@twice@{key}"] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif isinstance(owner[key], dict):
-            owner[key][draw(st.sampled_from(["x", "../../x", "constructor"]))] = draw(st.sampled_from(VALUES))
+            owner[key][draw(st.sampled_from(["x", "../../x", "constructor"]))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     text = json.dumps(data["root"]).replace("@twice@", "")
     for mark, value in raw.items():
         text = text.replace(mark, value)
