@@ -1,14 +1,13 @@
 """The command line: reads the arguments, runs one command, and turns errors into one line and a status."""
 
 import argparse
-import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, cast
 
 from acdc.arguments import build_parser
 from acdc.commands import COMMANDS
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = argparse.Namespace(command_line=shlex.join(["acdc", *given]))
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
-        with _log_shown(), redirect_stdout(_Printed(sys.stdout)):
+        with _log_shown(), redirect_stdout(cast(Any, _Printed(sys.stdout))):
             arguments.run(arguments)
             sys.stdout.flush()
     except AcdcError as error:
@@ -55,17 +54,17 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
-class _Printed(io.TextIOBase):
-    """Standard output that shows what `_printable` leaves."""
+class _Printed:
+    """Standard output that shows what `_printable` leaves; all else is the stream's."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        return self.stream.write(_printable(text))
+        return self._stream.write(_printable(text))
 
-    def __getattribute__(self, name: str) -> Any:
-        return object.__getattribute__(self, name) if name in ("write", "stream") else getattr(self.stream, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Formatter(logging.Formatter):

@@ -262,7 +262,7 @@ def _damage_told(folder: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise AcdcError(f"{folder} holds no tuned lens: {CONFIG} and {WEIGHTS} are needed") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise AcdcError(f"the tuned lens in {folder} cannot be read ({error}); give intact files") from error
 
 

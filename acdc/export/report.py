@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from acdc.circuit import Circuit
@@ -12,7 +12,7 @@ from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.methods_paragraph import citations, methods_paragraph
 from acdc.export.path_words import path_words
 from acdc.export.paths import strongest_paths
-from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
+from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows, told
 
 MAX_TEMPLATES = 10
 N_PATHS_IN_WORDS = 3
@@ -100,8 +100,8 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
         _found(circuit, record),
         f"![The circuit]({figure})" if figure else "",
         _curves(curves, curve_image),
-        _trust(record),
-        _learned(record, history_image),
+        _told(_trust, "uncertainty or provenance.calibration", record),
+        _told(_learned, "history", record, history_image),
         _tests(tests),
         _strongest(circuit, uncertainty, n_edges, n_paths),
         _in_words(circuit, roles or {}, min(n_paths, N_PATHS_IN_WORDS)),
@@ -110,6 +110,11 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
         _for_a_paper(circuit, tested=tests is not None),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _told(section: Callable[..., str], field: str, *given: Any) -> str:
+    with told(field):
+        return section(*given)
 
 
 def escaped(value: Any) -> str:
@@ -162,7 +167,7 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
         rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
     text = "## What was found\n\n" + table(["", ""], rows)
     faithfulness = record.get("faithfulness")
-    if isinstance(faithfulness, int | float) and exceeds(faithfulness):
+    if isinstance(faithfulness, float) and exceeds(faithfulness):
         text += f"\n\n{_exceeds('The circuit', faithfulness)}"
     return text
 
@@ -326,7 +331,7 @@ def _again(record: Mapping[str, Any]) -> str:
     command = record.get("command")
     if not command:
         return ""
-    text = command if isinstance(command, str) else shlex.join(str(word) for word in command)
+    text = shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"## How to find it again\n\n{fence}sh\n{text}\n{fence}"
 

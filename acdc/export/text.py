@@ -1,12 +1,14 @@
 """What a circuit is, in words and columns: what `acdc show` says."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from acdc.circuit import Annotation, Circuit
+from acdc.errors import AcdcError
 from acdc.export.paths import Path, edge_strengths, strongest_paths
 
 MAX_NAMED = 6  # positions, in a list of them
@@ -77,6 +79,16 @@ def _annotation_text(annotation: Annotation) -> str:
 def visible(text: str) -> str:
     """On one line, without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+@contextmanager
+def told(field: str) -> Iterator[None]:
+    """What a file says of a circuit can be anything: where it cannot be shown, the error names the field."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise AcdcError(f"the circuit's provenance.{field} cannot be read ({type(error).__name__}: {error}); leave it "
+                        "out, or find the circuit again") from error
 
 
 def full_provenance(circuit: Circuit) -> dict[str, Any]:

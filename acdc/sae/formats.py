@@ -5,8 +5,10 @@ one can run any code.
 """
 
 import json
+import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from acdc.output_folder import write_file
 from acdc.sae.sparse_coder import SparseCoder
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
-MOST_BYTES = 64 * 2**30
+MOST_BYTES, MOST_UNPACKED = 64 * 2**30, 50  # bytes, and how many times what is packed
 SAELENS = "6.0.0"  # the version whose configuration is written
 # TransformerLens' names of places, which SAELens uses
 HOOKS = {
@@ -33,13 +35,19 @@ HOOKS = {
     "m{}": "blocks.{}.hook_mlp_out",
     "m{}.neurons": "blocks.{}.mlp.hook_post",
 }
+# Fields of configurations that are read, by what they must be where they are given.
+NUMBER = "([0-9]{1,9})"  # of a layer or head
+OBJECTS = ("metadata", "activation_fn_kwargs")
+TEXTS = ("architecture", "activation", "activation_fn", "activation_fn_str", "hook_name", "hook_point", "hook_name_out",
+         "acdc_site", "acdc_target")
+COUNTS = ("hook_head_index", "hook_point_head_index")
 OTHER_HOOKS = {"blocks.{}.hook_resid_post": "resid{+1}", "blocks.{}.hook_mlp_in": "resid{}.mid"}
 
 
 def hook_of(site: str) -> str:
     """TransformerLens' name of a site, or the site itself where there is none."""
     for pattern, hook in HOOKS.items():
-        match = re.fullmatch(pattern.replace("{}", r"(\d+)"), site)
+        match = re.fullmatch(pattern.replace("{}", NUMBER), site)
         if match:
             return hook.format(match[1])
     return site
@@ -48,10 +56,10 @@ def hook_of(site: str) -> str:
 def site_of(hook: str) -> str | None:
     """The site that TransformerLens calls so; a site's own name stays as it is; None for others."""
     for pattern, site in {**{hook: site for site, hook in HOOKS.items()}, **OTHER_HOOKS}.items():
-        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook)
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", NUMBER), hook)
         if match:
             return site.replace("{+1}", str(int(match[1]) + 1)).format(match[1])
-    return hook if re.fullmatch(r"(input|(resid|a|m)\d+(\.h\d+)?(\.(mid|z|in|neurons))?)", hook) else None
+    return hook if re.fullmatch(r"(input|(resid|a|m)[0-9]{1,9}(\.h[0-9]{1,9})?(\.(mid|z|in|neurons))?)", hook) else None
 
 
 def load_coder(
@@ -206,7 +214,7 @@ def _saelens(path: Path, site: str | None, target: str | None, dtype: torch.dtyp
             f"{path}: its features are scaled once more after training (finetuning_scaling_factor); fold it in"
         )
     k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
-    if kind == "topk" and config.get("rescale_acts_by_decoder_norm"):
+    if kind == "topk" and config.get("rescale_acts_by_decoder_norm") and {"W_enc", "b_enc", "W_dec"} <= set(tensors):
         norm = tensors["W_dec"].norm(dim=1).clamp(min=1e-12)  # then the features are those times their decoder's norm
         tensors |= {
             "W_enc": tensors["W_enc"] * norm,
@@ -287,9 +295,12 @@ def _coder(
     site: str | None,
     target: str | None,
     tensors: Mapping[str, Tensor],
-    k: int | None,
+    k: Any,
     centred: bool,
 ) -> SparseCoder:
+    k = int(k) if isinstance(k, float) and k.is_integer() else k
+    if k is not None and type(k) is not int:
+        raise AcdcError(f"{path}: k must be a whole number, not {str(k)[:40]!r}")
     if site is None:
         raise AcdcError(f"{path} does not say which site of the model it reads; give it, such as m5 or resid5")
     for name, tensor in tensors.items():
@@ -299,7 +310,7 @@ def _coder(
         return SparseCoder(kind, site, target or site, tensors, k, centred, {"file": str(path)})
     except AcdcError as error:
         raise AcdcError(f"{path}: {error}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise AcdcError(f"{path}: its weights do not have the dimensions of a coder ({error})") from error
 
 
@@ -317,6 +328,14 @@ def _config(path: Path) -> dict[str, Any]:
         raise AcdcError(f"cannot read {path} ({error}); it must be the coder's configuration") from error
     if not isinstance(config, dict):
         raise AcdcError(f"{path} must hold a JSON object, the coder's configuration")
+    for part in (config, *(config[name] for name in OBJECTS if config.get(name) is not None)):
+        if not isinstance(part, dict):
+            raise AcdcError(f"{path}: {', '.join(OBJECTS)} must be objects, not {str(part)[:40]!r}")
+        for names, kind in ((TEXTS, str), (COUNTS, int)):
+            for name in names:
+                if part.get(name) is not None and type(part[name]) is not kind:
+                    raise AcdcError(f"{path}: {name} must be {'a text' if kind is str else 'a whole number'}, not "
+                                    f"{str(part[name])[:40]!r}")
     return config
 
 
@@ -324,7 +343,10 @@ def _tensors(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
-            return {name: file.get_tensor(name).to(dtype) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError("a tensor is not of floating-point numbers")
+        return {name: tensor.to(dtype) for name, tensor in tensors.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise AcdcError(f"{path} is not a safetensors file, or is damaged ({error})") from error
 
@@ -333,12 +355,25 @@ def _npz(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_BYTES:
-            raise AcdcError(f"{path} unpacks to {size / 2**30:.0f} GiB, more than {MOST_BYTES // 2**30}")
+            if size > min(MOST_BYTES, MOST_UNPACKED * path.stat().st_size + 2**20):
+                raise AcdcError(f"{path} unpacks to {size / 2**30:.2g} GiB, more than weights that were packed do")
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    _check_array(file, member.file_size)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name].astype(np.float32)).to(dtype) for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TypeError,
+            OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise AcdcError(f"{path} is not an .npz of plain arrays, or is damaged ({error})") from error
+
+
+def _check_array(file: Any, size: int) -> None:
+    """Refuses an array in an .npz that says it is larger than the bytes that are there, or holds other than numbers."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array of {dtype} of shape {shape} in {size:,} bytes")
 
 
 READERS: dict[str, Callable[[Path, str | None, str | None, torch.dtype], SparseCoder]] = {
