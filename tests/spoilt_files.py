@@ -86,7 +86,7 @@ def _inside(draw: st.DrawFn, text: str) -> str:
     """JSON that stands in a string, edited there."""
     try:
         return draw(edited(json.loads(text), 1)).decode()
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

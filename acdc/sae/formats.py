@@ -192,7 +192,7 @@ def _as_sparsify(coder: SparseCoder) -> tuple[dict[str, Any], dict[str, Tensor],
 
 def _saelens(path: Path, site: str | None, target: str | None, dtype: torch.dtype) -> SparseCoder:
     config, tensors = _config(path.parent / "cfg.json"), _tensors(path, dtype)
-    architecture = config.get("architecture", "standard")
+    architecture = config.get("architecture") or "standard"
     transcoder = "transcoder" in architecture
     if config.get("activation_fn", config.get("activation_fn_str")) == "topk" or architecture.startswith("topk"):
         kind = "topk"
@@ -259,7 +259,7 @@ def _circuit_tracer(path: Path, site: str | None, target: str | None, dtype: tor
     if (
         config.is_file()
         and site is None
-        and not re.search(r"feature_input_hook:\s*[\"']?mlp\.hook_in", config.read_text("utf-8"))
+        and not re.search(rb"feature_input_hook:\s*[\"']?mlp\.hook_in", config.read_bytes())
     ):
         raise AcdcError(f"{config} says what its coders read in names of its own; give the site, and the target")
     if "threshold" in tensors:
