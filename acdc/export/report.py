@@ -12,7 +12,7 @@ from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.methods_paragraph import citations, methods_paragraph
 from acdc.export.path_words import path_words
 from acdc.export.paths import strongest_paths
-from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows, told
+from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows, told, with_codes
 
 MAX_TEMPLATES = 10
 N_PATHS_IN_WORDS = 3
@@ -119,12 +119,13 @@ def _told(section: Callable[..., str], field: str, *given: Any) -> str:
 
 def escaped(value: Any) -> str:
     """As plain text on one line: nothing in it is read as Markdown or HTML."""
-    text = " ".join(number(value).split())
+    text = with_codes(" ".join(number(value).split()))
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", text)
 
 
 def code(text: str) -> str:
     """As code that also fits a table's cell: backticks get a longer fence, pipes a backslash."""
+    text = with_codes(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
     return f"{fence}{space}{text}{space}{fence}".replace("|", r"\|")
@@ -160,7 +161,8 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
         "clean_metric": "Metric, full model", "corrupted_metric": "Metric, all edges cut",
         "circuit_metric": "Metric, circuit", "faithfulness": "Faithfulness",
     }
-    rows = [[name.capitalize() if name == name.lower() else name, text] for name, text in size_rows(circuit)]
+    rows = [[name.capitalize() if name == name.lower() else name, escaped(text) if name == "positions" else text]
+            for name, text in size_rows(circuit)]
     rows += [[name, escaped(record[key])] for key, name in names.items() if record.get(key) is not None]
     seconds = record.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
@@ -332,6 +334,7 @@ def _again(record: Mapping[str, Any]) -> str:
     if not command:
         return ""
     text = shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+    text = "\n".join(map(with_codes, text.split("\n")))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"## How to find it again\n\n{fence}sh\n{text}\n{fence}"
 

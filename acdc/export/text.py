@@ -1,5 +1,6 @@
 """What a circuit is, in words and columns: what `acdc show` says."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,14 @@ def told(field: str) -> Iterator[None]:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AcdcError(f"the circuit's provenance.{field} cannot be read ({type(error).__name__}: {error}); leave it "
                         "out, or find the circuit again") from error
+
+
+def with_codes(text: str) -> str:
+    """The text with what would not be seen, or would reorder what is, as its code: U+202E for a bidi override."""
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else char
+        for char in text
+    )
 
 
 def full_provenance(circuit: Circuit) -> dict[str, Any]:
