@@ -26,7 +26,8 @@ from acdc.errors import AcdcError, unknown_name
 KV = Literal["head", "group"]
 MAX_POSITIONS, MAX_POSITION_NAME = 1000, 100  # names, and characters of one
 NUMBER = "[0-9]{1,9}"
-NODE_NAME = re.compile(rf"(?P<fixed>input|logits)|m(?P<mlp>{NUMBER})|a(?P<layer>{NUMBER})\.(?P<kind>[hg])(?P<index>{NUMBER})")
+NODE_NAME = re.compile(
+    rf"(?P<fixed>input|logits)|m(?P<mlp>{NUMBER})|a(?P<layer>{NUMBER})\.(?P<kind>[hg])(?P<index>{NUMBER})")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ VALUES: list[Any] = [
     [], [[]], [None], {}, {"": None}, {"__class__": "x", "__reduce__": ["os.system", "touch owned"]}, [0] * 1000,
 ]
 # What json.dumps would not write: other constants, numbers without end, deep nesting, half a surrogate pair.
-RAW = ["NaN", "Infinity", "-Infinity", "9" * 5000, "1e999", "-0", "[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP,
-       "[" * DEEP, '"\\ud800"', "'x'", "01", "nul"]
+RAW = ["NaN", "Infinity", "-Infinity", "9" * 5000, "1e999", "-0", "[" * DEEP + "]" * DEEP, "[" * DEEP,
+       '{"a":' * DEEP + "1" + "}" * DEEP, '"\\ud800"', "'x'", "01", "nul"]
 NUMBERS = [b"-1", b"0", b"1", b"65536", b"999999999", b"1" + b"0" * 18, b"9" * 400, b"1e308", b"NaN"]
-TOKENS = [b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b'"', b"{", b"]", b"<", b"\xe2\x80\xae", b"../../x", b"!!python/object:os.x"]
+TOKENS = [b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b'"', b"{", b"]", b"<", b"\xe2\x80\xae", b"../../x",
+          b"!!python/object:os.x"]
 
 
 @st.composite
@@ -66,7 +67,8 @@ def edited(draw: st.DrawFn, data: Any, n: int = 3) -> bytes:
             raw[json.dumps(mark)] = draw(st.sampled_from(RAW))
             owner[key] = mark
         elif isinstance(owner, list):
-            owner[key : key + 1] = [] if kind == "delete" else [copy.deepcopy(owner[key]) for _ in range(draw(st.sampled_from([2, 1000])))]
+            times = 0 if kind == "delete" else draw(st.sampled_from([2, 1000]))
+            owner[key : key + 1] = [copy.deepcopy(owner[key]) for _ in range(times)]
         elif kind == "delete" and owner is not data:
             del owner[key]
         elif kind == "rename" and owner is not data:
@@ -74,7 +76,8 @@ def edited(draw: st.DrawFn, data: Any, n: int = 3) -> bytes:
         elif kind == "twice" and owner is not data:
             owner[f"@twice@{key}"] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif isinstance(owner[key], dict):
-            owner[key][draw(st.sampled_from(["x", "../../x", "constructor"]))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
+            name = draw(st.sampled_from(["x", "../../x", "constructor"]))
+            owner[key][name] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     text = json.dumps(data["root"]).replace("@twice@", "")
     for mark, value in raw.items():
         text = text.replace(mark, value)
@@ -113,7 +116,7 @@ def spoilt_tensors(draw: st.DrawFn, content: bytes) -> bytes:
             + content[8:]
     if kind == "numbers" and len(body) >= 4:  # NaN, infinity, huge
         at = 4 * draw(st.integers(0, len(body) // 4 - 1))
-        bits = draw(st.sampled_from([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x80\xff"]))
+        bits = draw(st.sampled_from([b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f", b"\0\0\x80\xff"]))
         return content[: 8 + size] + body[:at] + bits + body[at + 4 :]
     return draw(spoilt_bytes(content))
 

@@ -129,7 +129,8 @@ def test_names_in_files_and_arguments_do_not_lead_out_of_a_folder(tmp_path):
 
 
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\u2028\u2029\x00\x1b]")
-TEXT = "</script><img src=x onerror=\"hacked=1\">'\u202eevil\u2066\u2028\x00\x1b[2J<b>&amp;]]>-->`|\\write18{touch owned}\\input{/etc/passwd}$^%"
+TEXT = ("</script><img src=x onerror=\"hacked=1\">'\u202eevil\u2066\u2028\x00\x1b[2J<b>&amp;]]>-->`|"
+        "\\write18{touch owned}\\input{/etc/passwd}$^%")
 
 
 def hostile() -> Circuit:

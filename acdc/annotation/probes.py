@@ -103,8 +103,9 @@ class Probe:
             if any(shapes.get(name) != tuple(tensor.shape) or not tensor.is_floating_point()
                    or not torch.isfinite(tensor).all() for name, tensor in tensors.items()):
                 raise ValueError("a tensor is of another shape, or not finite")
-            texts = [*classes, *about, *about.values()] if isinstance(classes, list) and isinstance(about, dict) else [0]
-            if not all(isinstance(text, str) for text in texts) or n != max(1, len(classes)):
+            are_texts = isinstance(classes, list) and isinstance(about, dict) and all(
+                isinstance(text, str) for text in [*classes, *about, *about.values()])
+            if not are_texts or n != max(1, len(classes)):
                 raise ValueError("its classes do not fit its weights, or its record is not of texts")
             return Probe(tensors["weight"], tensors["bias"], tuple(classes), tensors.get("means"), about)
         except (KeyError, ValueError, TypeError, RecursionError) as error:

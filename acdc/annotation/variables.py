@@ -209,7 +209,9 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise AcdcError(f"label file {path} is not UTF-8 text") from error
     except (ValueError, RecursionError, csv.Error) as error:
         raise AcdcError(f"label file {path} is not valid {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(found, list) or not found or not all(isinstance(record, dict) and None not in record for record in found):
+    if not isinstance(found, list) or not found or not all(
+        isinstance(record, dict) and None not in record for record in found
+    ):
         raise AcdcError(f"label file {path}: a list of objects with label and example or prompt is expected")
     return [(f"label file {path}, row {i + 1}", record) for i, record in enumerate(found)]
 

@@ -72,8 +72,8 @@ class Checkpoint:
         state.step, state.history = step, history
 
     def _damaged(self, how: object) -> AcdcError:
-        return AcdcError(f"{self.path} is not a checkpoint of acdc, or is damaged ({how}), and is left alone; delete it "
-                         "or give another path")
+        return AcdcError(f"{self.path} is not a checkpoint of acdc, or is damaged ({how}), and is left alone; delete "
+                         "it or give another path")
 
     def _check(self, header: Any) -> None:
         if not isinstance(header, dict) or header.get("format") != FORMAT:

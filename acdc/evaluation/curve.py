@@ -173,7 +173,7 @@ def _read_curve(record: Any) -> Curve:
     for point in record["points"]:
         _check_record(point, CurvePoint)
     total = record["n_graph_edges"]
-    counts = [record["n_prompts"], *([] if total is None else [total]), *(point["n_edges"] for point in record["points"])]
+    counts = [record["n_prompts"], *(point["n_edges"] for point in record["points"]), 1 if total is None else total]
     if not all(type(count) is int and count >= 0 for count in counts) or total == 0:
         raise _no_curve("n_prompts, n_edges and n_graph_edges must be whole numbers from 0 (n_graph_edges: from 1)")
     points = tuple(CurvePoint(float(point["fraction"]), point["n_edges"], float(point["metric"]),

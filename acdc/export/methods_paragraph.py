@@ -100,5 +100,5 @@ def _uncertainty(record: Mapping[str, Any]) -> str:
     if not isinstance(summary, Mapping) or not {"overlap", "n_resamples"} <= set(summary):
         return ""
     with told("uncertainty"):
-        return (rf"In {summary['n_resamples']:,} bootstrap samples of the prompts \citep{{efron1979bootstrap}}, a circuit "
-                rf"of the same size shares {100 * summary['overlap']:.1f}\% of its edges on average.")
+        return (rf"In {summary['n_resamples']:,} bootstrap samples of the prompts \citep{{efron1979bootstrap}}, a "
+                rf"circuit of the same size shares {100 * summary['overlap']:.1f}\% of its edges on average.")

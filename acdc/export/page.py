@@ -103,8 +103,8 @@ def document(data: Mapping[str, Any]) -> str:
         "default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(style)}", "img-src blob: data:",
         "base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'",
     ])
-    return PAGE.format(policy=html.escape(policy), title=html.escape(with_codes(data["title"])), licence=licence.strip(),
-                       style=style, data=_embedded(data), script=script)
+    return PAGE.format(policy=html.escape(policy), title=html.escape(with_codes(data["title"])),
+                       licence=licence.strip(), style=style, data=_embedded(data), script=script)
 
 
 def _embedded(data: Any) -> str:

@@ -84,8 +84,8 @@ def _check_same(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any
 def _read_cell(path: Path) -> dict[str, Any]:
     record = _read(path)
     if fault := _fault(record):
-        raise AcdcError(f"{path} is damaged ({fault} is missing, or is not what a cell has there); remove it, and it is "
-                        "measured again")
+        raise AcdcError(f"{path} is damaged ({fault} is missing, or is not what a cell has there); remove it, and it "
+                        "is measured again")
     return record
 
 
