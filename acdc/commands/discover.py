@@ -175,7 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
         }
         circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
         _write_outputs(folder, circuit, curves, chosen, uncertainty)
-        if arguments.keep_prompt_scores:
+        if arguments.keep_prompt_scores and scores.per_prompt is not None:
             (folder.path / PROMPT_SCORES).write_bytes(prompt_scores_bytes(scores.per_prompt))
     if not arguments.keep_prompt_scores:
         (folder.target / PROMPT_SCORES).unlink(missing_ok=True)  # those of a circuit that was there before
