@@ -22,7 +22,8 @@ class EdgeScores:
 
     Positive: the edge helps the task. `-inf`: the edge was never tried, because nothing reads its dst.
     `provenance` says what computed them and with which options. `per_prompt`, where the method can give it: what each
-    prompt alone would score, whose mean over prompts `values` is; it is not saved with a circuit, nor compared.
+    prompt alone would score, whose mean over prompts `values` is; `acdc.export.prompt_scores` keeps it in a file of its
+    own, and it is not compared.
     """
 
     graph: Graph

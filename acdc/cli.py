@@ -6,12 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, cast
 
 from acdc.arguments import build_parser
 from acdc.commands import COMMANDS
 from acdc.errors import AcdcError
 from acdc.stopping import stopped_by_signals
+
+MOST_SHOWN = 2000  # characters of an error, which may quote a file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = argparse.Namespace(command_line=shlex.join(["acdc", *given]))
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
-        with _log_shown(), stopped_by_signals():
+        with _log_shown(), stopped_by_signals(), redirect_stdout(cast(Any, _Printed(sys.stdout))):
             arguments.run(arguments)
             sys.stdout.flush()
     except AcdcError as error:
@@ -44,8 +47,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"acdc: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = _printable(" ".join(message.splitlines()))
+    print(f"acdc: {line if len(line) <= MOST_SHOWN else line[:MOST_SHOWN] + ' ...'}", file=sys.stderr)
     return status
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey or reorder: files and models may come from anybody."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+class _Printed:
+    """Standard output that shows what `_printable` leaves; all else is the stream's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record))
 
 
 @contextmanager
@@ -53,6 +80,7 @@ def _log_shown() -> Iterator[None]:
     """What `acdc` logs, such as a download that begins, goes to stderr."""
     logger, handler = logging.getLogger("acdc"), logging.StreamHandler()
     level = logger.level
+    handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -25,7 +25,9 @@ from acdc.errors import AcdcError, unknown_name
 
 KV = Literal["head", "group"]
 MAX_POSITIONS, MAX_POSITION_NAME = 1000, 100  # names, and characters of one
-NODE_NAME = re.compile(r"(?P<fixed>input|logits)|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<kind>[hg])(?P<index>\d+)")
+NUMBER = "[0-9]{1,9}"
+NODE_NAME = re.compile(
+    rf"(?P<fixed>input|logits)|m(?P<mlp>{NUMBER})|a(?P<layer>{NUMBER})\.(?P<kind>[hg])(?P<index>{NUMBER})")
 
 
 @dataclass(frozen=True)

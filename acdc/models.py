@@ -30,6 +30,7 @@ from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
 logger = logging.getLogger("acdc")
+OWN_RISK = "If you trust it, load it with transformers and give load_model that object and its tokenizer"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 0.1}  # of max(1, largest logit)
@@ -54,7 +55,8 @@ def load_model(
     in place if another is given. `device`: where to put it; default: where it is. `device_map`, of a name or path: how
     accelerate spreads a large model: "auto" over all devices, then the CPU, then the disk; or a device for each module.
     An object that is spread already is taken as it is.
-    `causal=False`: every position sees every other. Code from the hub is never run (`trust_remote_code` is off).
+    `causal=False`: every position sees every other. Code from the hub is never run (`trust_remote_code` is off), and
+    weights in pickles (.bin) are not read.
 
     Raises `AcdcError` for an unknown name, weights that are missing or not finite, an unsupported architecture, and a
     model whose logits we do not reproduce (with the largest difference).
@@ -118,19 +120,24 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, device_map: Any) -
         # Weights of other shapes are looked for below: transformers does not name them in what it raises.
         auto = transformers.AutoModelForImageClassification if of_images else transformers.AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
-            **spread
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **spread
         )
         hf, info = loaded
         tokenizer = _tokenizer(folder, of_images=of_images) if tokenizer is None else tokenizer
     except AcdcError:
         raise
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise at a damaged file
+        if "custom code" in str(error):
+            raise AcdcError(
+                f"the model {name!r} comes with Python code of its own, which is not run: it could do anything. "
+                f"{OWN_RISK}"
+            ) from error
         where = "that folder holds no model that can be loaded" if local else (
             "it is neither a packaged model nor a folder here, and the hub did not give it"
         )
         raise AcdcError(
-            f"cannot load the model {name!r}: {where} ({_reason(error)}). Packaged models: "
+            f"cannot load the model {name!r}: {where} ({_reason(error)}). {_of_pickles(error)}Packaged models: "
             f"{', '.join((*PACKAGED, *SHIPPED))}; "
             "`acdc models` lists them and the supported architectures"
         ) from error
@@ -138,6 +145,13 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, device_map: Any) -
     anatomy_of(taken)
     _check_complete(name, hf, info)
     return taken.eval(), tokenizer
+
+
+def _of_pickles(error: Exception) -> str:
+    """What to do where there are weights, but not as safetensors."""
+    no_safetensors = "no file named model.safetensors" in str(error) or "does not appear to have a file" in str(error)
+    return f"Weights are read from safetensors alone, not from pickles such as pytorch_model.bin. {OWN_RISK}. " * (
+        no_safetensors)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -251,7 +251,7 @@ def convert(gguf: Path, folder: Path) -> None:
         torch.device("cpu"),
     ):
         read = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False, **options
         )
         config = deepcopy(read.config)
         vars(config).pop("quantization_config", None)

@@ -158,9 +158,15 @@ class PatchTable:
         """The table beside a model's files. Raises `AcdcError` where there is none, or it is damaged."""
         try:
             tensors, about = read_tensors(folder / FILE)
-            height, width = json.loads(about["size"])
-            return PatchTable(tensors["pixels"].float(), (height, width), tuple(json.loads(about["labels"])))
-        except (AcdcError, KeyError, TypeError, ValueError) as error:
+            (height, width), labels, pixels = json.loads(about["size"]), json.loads(about["labels"]), tensors["pixels"]
+            if not all(type(length) is int and length > 0 for length in (height, width)):
+                raise ValueError(f"the size {height!r} x {width!r}")
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise ValueError("labels that are no texts")
+            if pixels.dim() != 4 or pixels.shape[-1] != pixels.shape[-2] or not pixels.isfinite().all():
+                raise ValueError("patches that are not square or not finite")
+            return PatchTable(pixels.float(), (height, width), tuple(labels))
+        except (AcdcError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise AcdcError(
                 f"{folder} holds a model that reads images, and no table of patches that can be read ({FILE}: "
                 f"{error}). Make one of your images with PatchTable.of_model(images, config) and give it as "

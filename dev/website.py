@@ -19,7 +19,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "benchmarks/results": "results"}
+ELSEWHERE = {"CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md", "SECURITY.md": "SECURITY.md",
+             "benchmarks/results": "results"}
 """What is shown though it is not in docs/: its path in the repository, and on the site."""
 NOTEBOOK = Path("docs/tutorial.ipynb")
 NOT_PUBLIC = ("acdc/commands", "acdc/grid", "acdc/cli.py", "acdc/arguments.py")

@@ -110,12 +110,22 @@ def _decode(path: Path, content: bytes) -> str:
 
 def _parse_json(path: Path, text: str, first_line: int = 1) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         where = f"task file {path}, line {first_line + error.lineno - 1}, column {error.colno}"
         raise AcdcError(f"{where}: not valid JSON: {error.msg}. Mend the file there") from None
+    except ValueError as error:  # a field given twice, a number of thousands of digits
+        raise AcdcError(f"task file {path}, line {first_line}: not valid JSON: {error}") from None
     except RecursionError:
         raise AcdcError(f"task file {path}, line {first_line}: brackets nested too deeply for JSON") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
 
 
 def _read_json(path: Path, text: str) -> tuple[Mapping[str, str], Rows]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from acdc.evaluation.battery import Settings, run_battery
 from acdc.evaluation.bench import prepare_bench
 from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.curve import curves_of
+from acdc.evaluation.difference import difference
 from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
 from acdc.evaluation.task_check import check_task
 from acdc.export.json_file import circuit_from_json, circuit_to_json
@@ -391,6 +393,27 @@ def test_the_seed_chooses_the_prompts(given, tmp_path, quick):
         examples.append((known["example"], json.loads((tmp_path / "e.json").read_text())["faithfulness"]))
         assert examples[-1][1] == known["faithfulness"]
     assert examples[0] != examples[1]
+
+
+def test_kept_prompt_scores_give_diff_the_interval_of_memory(given, tmp_path, quick):
+    circuits = []
+    for method in ("eap_ig", "eap"):
+        asked = (*given.arguments[:5], "--batch-size", 3, "--method", method, "--size", 20, "--keep-prompt-scores")
+        assert run(*asked, "--resamples", 0 if method == "eap" else 1000, "--out", tmp_path / method)[0] == 0
+        circuit, alone = read(tmp_path / method), METHODS[method](given.model, given.batches, per_prompt=True)
+        assert circuit.scores == alone and ("uncertainty" in circuit.provenance) == (method == "eap_ig")
+        circuits.append(replace(circuit, scores=alone))
+    assert run("diff", tmp_path / "eap_ig", tmp_path / "eap", "--out", tmp_path / "diff")[0] == 0
+    found = json.loads((tmp_path / "diff" / "diff.json").read_text())["interval"]
+    expected = difference(*circuits).interval
+    assert expected is not None and expected.paired and found == vars(expected)
+    span = f"{expected.low:.3f} to {expected.high:.3f}"
+    page, svg = ((tmp_path / "diff" / name).read_text() for name in ("diff.md", "diff.svg"))
+    assert f"| {span} |" in page and span in (tmp_path / "diff" / "diff.html").read_text() and span in svg
+    assert run(*given.discover, "--size", 20, "--out", tmp_path / "eap", "--overwrite")[0] == 0
+    assert not (tmp_path / "eap" / "prompt_scores.safetensors").exists()  # it was of the circuit that is replaced
+    said = run("diff", tmp_path / "eap_ig", tmp_path / "eap")[1]
+    assert "of eap_ig alone: eap comes without the scores of single prompts, and is held as it is" in said
 
 
 def test_overwrite_replaces_the_circuit_and_nothing_else(given, tmp_path, quick):

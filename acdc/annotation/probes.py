@@ -89,9 +89,17 @@ class Probe:
             raise AcdcError(f"{str(path)!r} is a safetensors file, but no probe; give one that acdc probe wrote")
         try:
             known = json.loads(metadata["probe"])
-            return Probe(tensors["weight"], tensors["bias"], tuple(known["classes"]), tensors.get("means"),
-                         known["about"])
-        except (KeyError, ValueError, TypeError) as error:
+            classes, about, (n, width) = known["classes"], known["about"], tensors["weight"].shape
+            shapes = {"weight": (n, width), "bias": (n,), "means": (n, width), "direction": (width,)}
+            if any(shapes.get(name) != tuple(tensor.shape) or not tensor.is_floating_point()
+                   or not torch.isfinite(tensor).all() for name, tensor in tensors.items()):
+                raise ValueError("a tensor is of another shape, or not finite")
+            are_texts = isinstance(classes, list) and isinstance(about, dict) and all(
+                isinstance(text, str) for text in [*classes, *about, *about.values()])
+            if not are_texts or n != max(1, len(classes)):
+                raise ValueError("its classes do not fit its weights, or its record is not of texts")
+            return Probe(tensors["weight"], tensors["bias"], tuple(classes), tensors.get("means"), about)
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise AcdcError(f"{str(path)!r} is a damaged probe ({error}); write it anew with acdc probe") from error
 
 

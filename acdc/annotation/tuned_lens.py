@@ -263,7 +263,7 @@ def _damage_told(folder: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise AcdcError(f"{folder} holds no tuned lens: {CONFIG} and {WEIGHTS} are needed") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AcdcError(f"the tuned lens in {folder} cannot be read ({error}); give intact files") from error
 
 

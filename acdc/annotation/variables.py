@@ -174,7 +174,7 @@ def read_labels(path: str | Path, examples: Sequence[Example], batches: Sequence
     for where, record in _records(path):
         try:
             value = float(record["label"]) if numeric else str(record["label"])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             wanted = "number" if numeric else "text"
             raise AcdcError(f"{where}: no label that is a {wanted}; got {record.get('label')!r}") from None
         if numeric and not np.isfinite(value):
@@ -192,9 +192,9 @@ def _prompts(where: str, record: dict[str, Any], order: dict[int, int], by_text:
     if record.get("example") not in (None, ""):
         try:
             return [order[int(record["example"])]]
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise AcdcError(f"{where}: there is no example {record['example']!r}; the task has 0 to {n - 1}") from None
-    if record.get("prompt") in by_text:
+    if isinstance(record.get("prompt"), str) and record["prompt"] in by_text:
         return by_text[record["prompt"]]
     raise AcdcError(f"{where}: {record.get('prompt')!r} is no clean prompt of the task; give `prompt` as it is there "
                     f"or `example`, a number from 0 to {n - 1}")
@@ -213,9 +213,11 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise AcdcError(f"label file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AcdcError(f"label file {path} is not UTF-8 text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise AcdcError(f"label file {path} is not valid JSON: {error}") from error
-    if not isinstance(found, list) or not found or not all(isinstance(record, dict) for record in found):
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise AcdcError(f"label file {path} is not valid {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(found, list) or not found or not all(
+        isinstance(record, dict) and None not in record for record in found
+    ):
         raise AcdcError(f"label file {path}: a list of objects with label and example or prompt is expected")
     return [(f"label file {path}, row {i + 1}", record) for i, record in enumerate(found)]
 

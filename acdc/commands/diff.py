@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         what = "that is a folder" if arguments.html.is_dir() else f"{arguments.html.parent} is not a folder"
         raise AcdcError(f"cannot write to {arguments.html}: {what}; give --html a file in a folder that exists")
     names = tuple(arguments.names) if arguments.names else _names(arguments.first, arguments.second)
-    found = difference(read_circuit(arguments.first), read_circuit(arguments.second))
+    found = difference(*(read_circuit(path, with_prompts=True) for path in (arguments.first, arguments.second)))
     print(f"{names[0]}: {found.first.n_edges:,} edges; {names[1]}: {found.second.n_edges:,}; "
           f"both: {int(found.shared.sum()):,}")
     for at, chance in zip(found.overlaps, found.chances, strict=True):

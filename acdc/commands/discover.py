@@ -14,7 +14,7 @@ from typing import Any
 
 from acdc.arguments import add_cluster, add_measuring, add_memory, check_calibration, choose, size_of
 from acdc.errors import AcdcError
-from acdc.output_folder import OutputFolder, beside, output_folder, write_file
+from acdc.output_folder import OutputFolder, beside, output_folder, remove, write_file
 
 from .loading import goes_on, load, planned, spread
 from .printing import curve_lines, exceeds_text, say
@@ -81,6 +81,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                           "logits")
     parser.add_argument("--resamples", type=int, default=1000, help="draw the prompts anew so often, to see how much "
                           "the circuit owes to them, where the method has scores of single prompts; 0: never")
+    parser.add_argument("--keep-prompt-scores", action="store_true", help="also write what each prompt alone scores, "
+                        "from which `acdc diff` has its interval for other prompts: 4 bytes a prompt and edge")
     parser.add_argument("--calibrate", type=int, default=60, metavar="EDGES", help="then patch so many edges "
                           "exactly, to see how far their scores can be trusted; 0: none")
     parser.add_argument("--out", type=Path, help="folder to write (default: circuits/MODEL-TASK-METHOD)")
@@ -91,9 +93,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from acdc.circuit import Circuit
     from acdc.discovery import METHODS
+    from acdc.discovery.journal import hash_of_prompts
     from acdc.evaluation.bootstrap import bootstrap
     from acdc.evaluation.calibration import calibrate
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve, measure
+    from acdc.export.prompt_scores import FILE as PROMPT_SCORES
+    from acdc.export.prompt_scores import prompt_scores_bytes
     from acdc.metrics import METRICS
     from acdc.stages import loss_of
     from acdc.task import position_names
@@ -109,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     taken = inspect.signature(method).parameters
     saves = [kind for kind in ("journal", "checkpoint") if kind in taken and kind not in options]
     options |= {kind: beside(out, kind) for kind in saves}
-    outputs = (*OUTPUTS, "masks.png") if "checkpoint" in taken else OUTPUTS
+    outputs = (*OUTPUTS, *["masks.png"] * ("checkpoint" in taken), *[PROMPT_SCORES] * arguments.keep_prompt_scores)
     with output_folder(out, outputs, arguments.overwrite) as folder, ExitStack() as work:
         with _timed(seconds, "load"):
             model, task, batches = load(arguments)
@@ -123,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         graph = model.graph(arguments.kv, position_names(batches, arguments.positions))
         size = None if arguments.size is None else size_of(arguments.size, graph.n_edges)
         scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
-        if _resamples(arguments, method, task, graph):
+        if _per_prompt(arguments, method, task, graph):
             options["per_prompt"] = True
         batches = planned(arguments, model, batches, stages(arguments, model, batches, metric, options))
         model = work.enter_context(spread(arguments, model))
@@ -145,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
             result = faithfulness(model, circuit, batches, metric, **measured)
         trusted: dict[str, Any] = {}
         uncertainty = None
-        if scores.per_prompt is not None:
+        if scores.per_prompt is not None and arguments.resamples:
             with _timed(seconds, "resample"):
                 uncertainty = bootstrap(scores, size=size, by=by, n_resamples=arguments.resamples, seed=arguments.seed,
                                         templates=[example.template for batch in batches for example in batch.examples])
@@ -159,6 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
             **circuit.provenance,
             "selection": selection,
             **_model_and_task(arguments, model, task),
+            "prompts_sha256": hash_of_prompts(batches),
             "metric": metric.name,
             "loss": loss.name,
             "clean_metric": result.full,
@@ -172,6 +178,10 @@ def run(arguments: argparse.Namespace) -> None:
         }
         circuit = Circuit(circuit.graph, circuit.kept, circuit.scores, provenance)
         _write_outputs(folder, circuit, curves, chosen, uncertainty)
+        if arguments.keep_prompt_scores and scores.per_prompt is not None:
+            write_file(folder.path / PROMPT_SCORES, prompt_scores_bytes(scores.per_prompt))
+    if not arguments.keep_prompt_scores:
+        remove(folder.target / PROMPT_SCORES)  # those of a circuit that was there before
     print(_summary(circuit, curves))
     print(f"\nwritten to {folder.target}: {', '.join(outputs)}")
 
@@ -192,6 +202,8 @@ def method_options(arguments: argparse.Namespace, method: Callable[..., Any]) ->
         if name not in taken:
             option = name.replace("_", "-")
             raise AcdcError(f"method {arguments.method!r} takes no --{option}; leave it out or choose another method")
+    if arguments.keep_prompt_scores and "per_prompt" not in taken:
+        raise AcdcError(f"method {arguments.method!r} has no scores of single prompts; leave out --keep-prompt-scores")
     if "seed" in taken:  # the one seed of the command line, which always has a value
         given["seed"] = arguments.seed
         if arguments.seed < 0:
@@ -281,11 +293,15 @@ def _choose(arguments: argparse.Namespace, scores: Any, curves: Sequence[Any], s
     return (scores.greedy if arguments.greedy else scores.top)(size, by=arguments.by), arguments.by, chosen
 
 
-def _resamples(arguments: argparse.Namespace, method: Any, task: Any, graph: Any) -> bool:
+def _per_prompt(arguments: argparse.Namespace, method: Any, task: Any, graph: Any) -> bool:
     """Whether to keep what each prompt scores. Methods without such scores, and one prompt, cannot be resampled."""
-    if not arguments.resamples or "per_prompt" not in inspect.signature(method).parameters or len(task) < 2:
+    keep, size = arguments.keep_prompt_scores, 4 * len(task) * graph.n_edges
+    if keep and (len(task) < 2 or size > MOST_PROMPT_SCORES):
+        why = "there is one prompt" if len(task) < 2 else f"they would take {size / 2**30:.1f} GiB"
+        raise AcdcError(f"--keep-prompt-scores: {why}; give {'more' if len(task) < 2 else 'fewer'} --prompts")
+    takes_it = "per_prompt" in inspect.signature(method).parameters
+    if not takes_it or len(task) < 2 or not (arguments.resamples or keep):
         return False
-    size = 4 * len(task) * graph.n_edges
     if size > MOST_PROMPT_SCORES:
         say(f"note: the scores of all prompts would take {size / 2**30:.1f} GiB, so nothing is resampled")
     return size <= MOST_PROMPT_SCORES

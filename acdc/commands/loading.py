@@ -146,17 +146,22 @@ def refuse_python(source: Any) -> None:
         )
 
 
-def read_circuit(path: Path) -> Any:
+def read_circuit(path: Path, *, with_prompts: bool = False) -> Any:
+    """The circuit in a file or folder. `with_prompts`: with the scores of single prompts, where the folder has them."""
     from acdc.export.json_file import circuit_from_json
+    from acdc.export.prompt_scores import FILE, with_prompt_scores
 
     path = path / "circuit.json" if path.is_dir() else path
     try:
-        return circuit_from_json(path.read_text(encoding="utf-8"), source=str(path))
+        circuit = circuit_from_json(path.read_text(encoding="utf-8"), source=str(path))
     except FileNotFoundError as error:
         remedy = "give the circuit.json, or the folder, that discover wrote"
         raise AcdcError(f"no circuit file {str(path)!r}; {remedy}") from error
     except UnicodeDecodeError as error:
         raise AcdcError(f"{path} is not a circuit file: it is not UTF-8 text") from error
+    beside = path.with_name(FILE)
+    has_prompts = with_prompts and path.name == "circuit.json" and beside.exists()
+    return with_prompt_scores(circuit, beside) if has_prompts else circuit
 
 
 def read_annotations(arguments: argparse.Namespace) -> list[Any]:

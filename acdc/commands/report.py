@@ -1,7 +1,6 @@
 """`acdc report`: the report of a saved circuit, as Markdown and as a page, with what lies beside it."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _tests(arguments: argparse.Namespace, folder: Path) -> dict[str, Any] | None:
+    from acdc.export.json_file import parse_json
+
     path = arguments.tests or folder / "tests.json"
     if not arguments.tests and not path.exists():
         return None
-    try:
-        data = json.loads(read_text(path))
-    except ValueError as error:
-        raise AcdcError(f"{path} is not JSON: {error}") from error
+    data = parse_json(read_text(path), str(path))
     if not isinstance(data, dict) or not isinstance(data.get("tests"), list):
         raise AcdcError(f'{path} does not hold the results of `acdc test`: it lacks a list of "tests"')
     return data

@@ -8,6 +8,7 @@ downstream along kept edges are computed, at the positions that the logits depen
 Source: Conmy et al. 2023 (arXiv 2304.14997); the incremental evaluation is our own.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -173,6 +174,16 @@ def _agreed(records: Sequence[dict[str, Any]], rule: _Rule, other: _Rule) -> lis
     return list(takewhile(lambda record: all(rule.keeps(e) == other.keeps(e) for e in record["effects"]), records))
 
 
+def _decided(log: Journal, record: Any) -> list[int]:
+    """The edges of a record, if it is one: as many effects as edges, all finite."""
+    edges, effects = (record.get(name) for name in ("edges", "effects")) if isinstance(record, dict) else (None, None)
+    if not (isinstance(edges, list) and isinstance(effects, list) and edges and len(edges) == len(effects)
+            and all(type(edge) is int for edge in edges)
+            and all(type(effect) is float and math.isfinite(effect) for effect in effects)):
+        raise log.damaged("a record does not hold edges and the effect of each")
+    return edges
+
+
 class _Search:
     def __init__(self, model: Transformer, batches: Sequence[Batch], metric: Metric, graph: Graph, ablation: str,
                  memory_gib: float, order: str) -> None:
@@ -198,7 +209,7 @@ class _Search:
                 needed = find_needed(self.model, self._per_head(matrix)).src
                 pending = [c for c in stage if needed[self._nodes(c)].any() or c == len(self.graph.channels) - 1]
                 matrix[:, [c for c in stage if c not in pending]] = False
-                n = self._n_records_of(pending, matrix, log.records[n_taken:])
+                n = self._n_records_of(pending, matrix, log, n_taken)
                 if n is None:
                     log.keep(n_taken)
                     self._decide(rule, matrix, pending, log, bar)
@@ -239,16 +250,21 @@ class _Search:
         per_head = [self.graph.per_head.channels[i] for i in np.nonzero(self.graph.channel_of_per_head == c)[0]]
         return [self.graph.src_index[channel.node.name] for channel in per_head if channel.node.kind != "logits"]
 
-    def _n_records_of(self, channels: Sequence[int], matrix: Matrix, records: list[dict]
-                      ) -> int | None:
-        """How many of the first records decide these channels in full; None if they do not."""
+    def _n_records_of(self, channels: Sequence[int], matrix: Matrix, log: Journal, first: int) -> int | None:
+        """How many of the records from the `first` on decide these channels in full; None if they do not.
+
+        Raises `AcdcError` where they are of other edges than those that are tried next: then the file is damaged.
+        """
         n = 0
         for c in channels:
-            missing = int(matrix[:, c].sum())
-            while missing > 0 and n < len(records):
-                missing -= len(records[n]["edges"])
+            left = self._edges(matrix, c)
+            while left and first + n < len(log.records):
+                edges = _decided(log, log.records[first + n])
+                if edges != left[: len(edges)]:
+                    raise log.damaged(f"record {first + n + 1} is not of the edges that are tried there")
+                left = left[len(edges) :]
                 n += 1
-            if missing:
+            if left:
                 return None
         return n
 

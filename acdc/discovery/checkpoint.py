@@ -1,6 +1,7 @@
 """The state of a training run on disk: one that is killed goes on from it to the same result."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -52,15 +53,24 @@ class Checkpoint:
         try:
             self._check(json.loads(found.get("header", "{}")))
             step, history = int(found["step"]), json.loads(found["history"])
-            held = {name: tensors[name].reshape(tensor.shape) for name, tensor in state.tensors().items()}
-            for name, tensor in state.tensors().items():
-                tensor.copy_(held[name])
-        except (ValueError, KeyError, AttributeError, RuntimeError) as error:
-            raise AcdcError(f"{self.path} is a damaged {what} ({error}); {remedy}") from error
+            held = {name: tensors[name] for name in state.tensors()}
+        except (ValueError, KeyError, RecursionError) as error:
+            raise self._damaged(error) from error
+        for name, tensor in state.tensors().items():
+            if held[name].shape != tensor.shape or not held[name].isfinite().all():
+                raise self._damaged(f"{name} is of another shape, or not finite")
+        if step < 0 or not (isinstance(history, list) and all(map(_is_point, history))):
+            raise self._damaged("it does not say how far the run has come")
+        for name, tensor in state.tensors().items():
+            tensor.copy_(held[name])
         state.step, state.history = step, history
 
-    def _check(self, header: Mapping[str, Any]) -> None:
-        if header.get("format") != FORMAT:
+    def _damaged(self, how: object) -> AcdcError:
+        return AcdcError(f"{self.path} is not a checkpoint of acdc, or is damaged ({how}), and is left alone; delete "
+                         "it or give another path")
+
+    def _check(self, header: Any) -> None:
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise AcdcError(f"{self.path} is not a checkpoint of acdc, and is left alone; give another path")
         for key in {**self.header, **header}:
             if header.get(key) != self.header.get(key):
@@ -69,6 +79,12 @@ class Checkpoint:
                     f"{self.header.get(key)!r}. Go on with the same model, task and options, give another path, or "
                     "delete it to start anew"
                 )
+
+
+def _is_point(value: Any) -> bool:
+    """Whether it is one point of a loss curve: finite numbers by name."""
+    return isinstance(value, dict) and all(
+        type(number) in (int, float) and abs(number) <= sys.float_info.max for number in value.values())
 
 
 def open_checkpoint(path: str | Path | None, model: Transformer, batches: Sequence[Batch], header: Mapping[str, Any],

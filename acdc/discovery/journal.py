@@ -124,8 +124,8 @@ class Journal:
             return
         try:
             header, *self.records = map(json.loads, lines)
-        except ValueError as error:
-            raise AcdcError(f"the journal {self.path} is damaged ({error}). Delete it to search anew") from error
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(str(error)) from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._not_a_journal()
         for key in {**self.header, **header}:
@@ -138,6 +138,10 @@ class Journal:
         self.ends = list(accumulate(len(line) + 1 for line in lines))
         self.file.seek(whole)
         self.file.truncate()
+
+    def damaged(self, how: str) -> AcdcError:
+        """The error for a file whose records are not those of a search."""
+        return AcdcError(f"the journal {self.path} is damaged ({how}). Delete it to search anew")
 
     def _not_a_journal(self) -> AcdcError:
         return AcdcError(f"{self.path} is not a journal of acdc, and is left alone; give another --journal")

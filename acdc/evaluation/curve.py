@@ -1,6 +1,7 @@
 """Faithfulness over circuit sizes, and the areas that summarise it."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -171,7 +172,13 @@ def _read_curve(record: Any) -> Curve:
         raise _no_curve("points are not a list")
     for point in record["points"]:
         _check_record(point, CurvePoint)
-    return Curve(**{**record, "points": tuple(CurvePoint(**point) for point in record["points"])})
+    total = record["n_graph_edges"]
+    counts = [record["n_prompts"], *(point["n_edges"] for point in record["points"]), 1 if total is None else total]
+    if not all(type(count) is int and count >= 0 for count in counts) or total == 0:
+        raise _no_curve("n_prompts, n_edges and n_graph_edges must be whole numbers from 0 (n_graph_edges: from 1)")
+    points = tuple(CurvePoint(float(point["fraction"]), point["n_edges"], float(point["metric"]),
+                              float(point["faithfulness"])) for point in record["points"])
+    return Curve(**{**record, "points": points, "full": float(record["full"]), "empty": float(record["empty"])})
 
 
 def _check_record(record: Any, kind: type) -> None:
@@ -181,7 +188,7 @@ def _check_record(record: Any, kind: type) -> None:
     if set(record) != set(names):
         raise _no_curve(f"an object has the fields {', '.join(sorted(record))}; needed: {', '.join(names)}")
     for name, value in record.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = type(value) in (int, float) and abs(value) <= sys.float_info.max
         if kind is CurvePoint and not is_number or name in ("full", "empty", "n_prompts") and not is_number:
             raise _no_curve(f"{name} is {value!r}, not a finite number")
         if name == "metric" and kind is Curve and not isinstance(value, str):

@@ -1,6 +1,7 @@
 """How two circuits of one architecture differ: what both keep, what one keeps, and how far that is from chance."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -34,13 +35,15 @@ class Chance:
 @dataclass(frozen=True)
 class Interval:
     """Where the Jaccard index of the edges lies when the prompts of both circuits are drawn anew: the central `level`
-    of the draws. `paired`: both were found on the same prompts, and were given the same draws of them."""
+    of the draws. `paired`: both were found on the same prompts, and were given the same draws of them. `held`: which
+    circuit, 1 or 2, has no scores of single prompts and stays as it is; 0: none, both are drawn anew."""
 
     low: float
     high: float
     level: float
     n_resamples: int
     paired: bool
+    held: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ class Difference:
 
     `pearson` and `spearman` are over the edges that both have scored, `same_sign` is a share of the shared edges whose
     scores are not 0. They are None where a circuit has no scores, or both are not on the same graph. `interval`: of the
-    overlap of the edges, from `resampled_overlap`; None where a circuit has no scores of single prompts.
+    overlap of the edges, from `resampled_overlap`; None where neither circuit can be drawn anew.
     """
 
     first: Circuit
@@ -103,45 +106,63 @@ def difference(first: Circuit, second: Circuit) -> Difference:
 def resampled_overlap(first: Circuit, second: Circuit, *, n_resamples: int = 1000, seed: int = 0) -> Interval | None:
     """The bootstrap interval of the Jaccard index: prompts are drawn anew, and circuits of the same sizes taken.
 
-    For prompts like these, of circuits that are the highest of their scores. Where both name the same task, seed and
-    number of prompts, one draw serves both. Circuits of drawn prompts differ more than those of all prompts, so the
-    interval lies lower than the index itself. None where it cannot be had: a circuit without `per_prompt` scores of
-    two prompts or more (none that was read from a file has them), or whose edges are not the highest of its scores.
-    No model is run.
+    For prompts like these, of circuits that are the highest of their scores. Where both name the same prompts, one draw
+    serves both. A circuit that cannot be drawn anew (`why_fixed`) is held as it is: then the interval leaves out what
+    it owes to its own prompts. Circuits of drawn prompts differ more than those of all prompts, so the interval lies
+    lower than the index itself. None where neither can be drawn, or the graphs differ. No model is run.
     """
-    top_a, top_b = _as_top(first), _as_top(second)
-    if top_a is None or top_b is None or first.graph != second.graph:
+    tops = _as_top(first), _as_top(second)
+    if tops == (None, None) or first.graph != second.graph:
         return None
-    (a, size_a, by_a), (b, size_b, by_b) = top_a, top_b
-    paired = len(a) == len(b) and _prompts_of(first) is not None and _prompts_of(first) == _prompts_of(second)
-    weights_a = drawn_prompts(len(a), n_resamples, seed)
-    weights_b = weights_a if paired else drawn_prompts(len(b), n_resamples, seed + 1)
+    paired = None not in tops and _prompts_of(first) is not None and _prompts_of(first) == _prompts_of(second)
+    draws = []
+    for circuit, top, own_seed in zip((first, second), tops, (seed, seed if paired else seed + 1), strict=True):
+        weights = None if top is None else drawn_prompts(len(top.alone), n_resamples, own_seed)
+        draws.append((np.nonzero(circuit.kept)[0], top, weights))
     found = np.empty(n_resamples)
     for draw in range(n_resamples):
-        edges_a, edges_b = top_edges(weights_a[draw] @ a, size_a, by_a), top_edges(weights_b[draw] @ b, size_b, by_b)
-        n_both = len(np.intersect1d(edges_a, edges_b, assume_unique=True))
-        found[draw] = n_both / max(1, size_a + size_b - n_both)
+        a, b = (kept if top is None or weights is None else top_edges(weights[draw] @ top.alone, len(kept), top.by)
+                for kept, top, weights in draws)
+        n_both = len(np.intersect1d(a, b, assume_unique=True))
+        found[draw] = n_both / max(1, len(a) + len(b) - n_both)
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), LEVEL, n_resamples, paired)
+    held = 0 if None not in tops else 1 + tops.index(None)
+    return Interval(float(low), float(high), LEVEL, n_resamples, paired, held)
 
 
-def _as_top(circuit: Circuit) -> tuple[Float[np.ndarray, "prompt edge"], int, Rank] | None:
-    """The scores of single prompts, and of which size and by which ranking the circuit is the top of their mean."""
+def why_fixed(circuit: Circuit) -> str | None:
+    """Why a circuit of drawn prompts cannot be taken, to follow its name; None where it can."""
+    alone = None if circuit.scores is None else circuit.scores.per_prompt
+    if alone is None:
+        return "comes without the scores of single prompts"
+    if len(alone) < 2:
+        return "was found on one prompt"
+    return None if _as_top(circuit) is not None else "does not consist of the highest of its scores"
+
+
+class _Top(NamedTuple):
+    """The scores of single prompts, and by which ranking a circuit is the top of their mean."""
+
+    alone: Float[np.ndarray, "prompt edge"]
+    by: Rank
+
+
+def _as_top(circuit: Circuit) -> _Top | None:
     scores: EdgeScores | None = circuit.scores
     if scores is None or scores.per_prompt is None or len(scores.per_prompt) < 2 or not circuit.n_edges:
         return None
     rankings: tuple[Rank, ...] = ("magnitude", "signed")
     for by in rankings:
         if np.array_equal(scores.top(circuit.n_edges, by=by).kept, circuit.kept):
-            return scores.per_prompt, circuit.n_edges, by
+            return _Top(scores.per_prompt, by)
     return None
 
 
 def _prompts_of(circuit: Circuit) -> tuple[str, ...] | None:
     """What says which prompts a circuit was found on, as far as its provenance does."""
     known = {**(circuit.scores.provenance if circuit.scores else {}), **circuit.provenance}
-    return None if known.get("task") is None else tuple(
-        str(known.get(name)) for name in ("task", "task_sha256", "seed", "n_prompts", "split", "split_by"))
+    names = ("task", "task_sha256", "seed", "n_prompts", "split", "split_by", "prompts_sha256")
+    return None if known.get("task") is None else tuple(str(known.get(name)) for name in names)
 
 
 def chance(found: Overlap) -> Chance:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from acdc.circuit import Circuit, EdgeScores
 from acdc.evaluation.difference import Difference
 from acdc.export.circuit_drawing import GREY, Look, drawn, line_width, note_on_columns, shown_edges
+from acdc.export.difference_report import range_text
 from acdc.export.drawing import Drawing
 from acdc.export.layout import page_of
 from acdc.export.legend import Entry
@@ -45,8 +46,16 @@ def difference_drawing(found: Difference, names: tuple[str, str], *, title: str 
         thickest = line_width(1.0, len(shown.edges))
         entries.append(Entry(f"{most:.2g} times its circuit's mean |score|", GREY, thickest))
     note = (f"shown: {len(shown.edges)} of {both.n_edges:,} edges that either keeps; {found.shared.sum():,} are kept "
-            f"by both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only")
+            f"by both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only{_redrawn(found)}")
     return drawn(both, shown, Look(line, entries, title, note + note_on_columns(graph, shown)), page)
+
+
+def _redrawn(found: Difference) -> str:
+    """The Jaccard index of the edges beside its interval for other prompts, where there is one."""
+    jaccard, interval = found.overlaps[0].jaccard, found.interval
+    if jaccard is None or interval is None:
+        return ""
+    return f"; Jaccard {jaccard:.3f}, {range_text(found)} in {interval.level:.0%} of draws of the prompts"
 
 
 def relative_strengths(found: Difference) -> Float[np.ndarray, " edge"]:

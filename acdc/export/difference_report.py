@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from acdc.evaluation.difference import Difference, jaccard_of, places
+from acdc.evaluation.difference import Difference, jaccard_of, places, why_fixed
 from acdc.export.report import code, escaped, number, table
 from acdc.export.text import full_provenance
 
@@ -37,33 +37,46 @@ def difference_report(found: Difference, names: tuple[str, str], *, figure: str 
 
 def overlap_table(found: Difference, names: tuple[str, str]) -> str:
     """Counts, shares and Jaccard index at each level, and what chance would give."""
+    interval = found.interval
+    redrawn = [] if interval is None else [f"Prompts redrawn ({interval.level:.0%})"]
     rows = []
     for at, chance in zip(found.overlaps, found.chances, strict=True):
         low, high = (jaccard_of(at, n) for n in (chance.low, chance.high))
         rows.append([LEVEL_NAMES[at.level], f"{at.n_circuit:,}", f"{at.n_truth:,}", f"{at.n_both:,}",
-                     _share(at.jaccard),
+                     _share(at.jaccard), *([range_text(found) if at.level == "edge" else ""] if redrawn else []),
                      f"{_share(jaccard_of(at, chance.expected))} ({_share(low)} to {_share(high)})",
                      chance.p_text.removeprefix("= ")])
-    columns = ["Level", *map(escaped, names), "Both", "Jaccard", "By chance (95% of draws)", "p"]
+    columns = ["Level", *map(escaped, names), "Both", "Jaccard", *redrawn, "By chance (95% of draws)", "p"]
     note = ("By chance: circuits of these sizes drawn from all that there is. p is the probability that they share as "
             "much or more. Circuits that prefer the same strong nodes share more than that whatever else they do.")
     return f"{table(columns, rows)}\n\n{note}\n\n{escaped(interval_text(found, names))}"
 
 
+def range_text(found: Difference) -> str:
+    """The ends of the interval; nothing without one."""
+    return "" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
+
+
 def interval_text(found: Difference, names: tuple[str, str]) -> str:
-    """The interval of the overlap of edges for other prompts, or why there is none and what is known instead."""
+    """The interval of the overlap of edges for other prompts, or why there is none and how to get it."""
     interval = found.interval
+    pairs = list(zip((found.first, found.second), names, strict=True))
     if interval is not None:
         how = "the same draws for both" if interval.paired else "drawn apart for each"
+        if interval.held:
+            circuit, name = pairs[interval.held - 1]
+            how = f"of {pairs[2 - interval.held][1]} alone: {name} {why_fixed(circuit)}, and is held as it is"
         return (f"Edges, {interval.level:.0%} of {interval.n_resamples:,} draws of the prompts ({how}): Jaccard "
-                f"{interval.low:.3f} to {interval.high:.3f}. Circuits of drawn prompts differ more than those of all.")
+                f"{range_text(found)}. Circuits of drawn prompts differ more than those of all.")
+    reasons = [f"{name} {why_fixed(circuit)}" for circuit, name in pairs]
+    text = (f"No interval for other prompts: {'; '.join(reasons)}. `acdc discover --keep-prompt-scores` keeps those "
+            "scores, where the method has them.")
     shares = []
-    for circuit, name in zip((found.first, found.second), names, strict=True):
+    for circuit, name in pairs:
         known = full_provenance(circuit).get("uncertainty")
         share = known.get("overlap") if isinstance(known, Mapping) else None
         if isinstance(share, float):
             shares.append(f"{share:.1%} of the edges of {name}")
-    text = "No interval for other prompts: these circuits come without the scores of single prompts."
     return f"{text} For scale, circuits of redrawn prompts have {' and '.join(shares)}." if shares else text
 
 

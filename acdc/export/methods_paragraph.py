@@ -6,7 +6,7 @@ from typing import Any
 from acdc.circuit import Circuit
 from acdc.export.citations import OF_ABLATION, OF_METHOD, OF_METRIC, OF_TASK, bibliography, cited
 from acdc.export.latex_text import latex
-from acdc.export.text import full_provenance, number
+from acdc.export.text import full_provenance, number, told
 
 METHOD_WORDS = {
     "acdc": "ACDC", "acdc_sequential": "ACDC", "exact": "exact patching of every edge alone",
@@ -83,21 +83,22 @@ def _words(name: Any) -> str:
 
 def _faithfulness(record: Mapping[str, Any]) -> str:
     value = record.get("faithfulness")
-    if not isinstance(value, int | float):
+    if not isinstance(value, float):
         return ""
     parts = []
     for key, what in (("clean_metric", "the full model"), ("corrupted_metric", "all edges cut"),
                       ("circuit_metric", "the circuit")):
-        if isinstance(record.get(key), int | float):
-            parts.append(f"{number(float(record[key]))} for {what}")
+        if isinstance(record.get(key), float):
+            parts.append(f"{number(record[key])} for {what}")
     measured = f" ({_words(record.get('metric', 'metric'))}: {', '.join(parts)})" if parts else ""
     return (r"Its faithfulness, $(m_\mathrm{circuit}-m_\mathrm{empty})/(m_\mathrm{full}-m_\mathrm{empty})$ "
-            rf"\citep{{mueller2025mib}}, is {number(float(value))}{measured}.")
+            rf"\citep{{mueller2025mib}}, is {number(value)}{measured}.")
 
 
 def _uncertainty(record: Mapping[str, Any]) -> str:
     summary = record.get("uncertainty")
     if not isinstance(summary, Mapping) or not {"overlap", "n_resamples"} <= set(summary):
         return ""
-    return (rf"In {summary['n_resamples']:,} bootstrap samples of the prompts \citep{{efron1979bootstrap}}, a circuit "
-            rf"of the same size shares {100 * summary['overlap']:.1f}\% of its edges on average.")
+    with told("uncertainty"):
+        return (rf"In {summary['n_resamples']:,} bootstrap samples of the prompts \citep{{efron1979bootstrap}}, a "
+                rf"circuit of the same size shares {100 * summary['overlap']:.1f}\% of its edges on average.")

@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -24,7 +23,7 @@ from acdc.evaluation.curve import Curve, curves_of
 from acdc.export.circuit_drawing import default_title
 from acdc.export.page_state import check_state
 from acdc.export.paths import edge_strengths
-from acdc.export.text import full_provenance, number
+from acdc.export.text import full_provenance, number, with_codes
 
 MAX_EDGES = 20_000
 LETTERS = ("q", "k", "v", "")
@@ -104,16 +103,8 @@ def document(data: Mapping[str, Any]) -> str:
         "default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(style)}", "img-src blob: data:",
         "base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'",
     ])
-    return PAGE.format(policy=html.escape(policy), title=html.escape(visible(data["title"])), licence=licence.strip(),
-                       style=style, data=_embedded(data), script=script)
-
-
-def visible(text: str) -> str:
-    """The text with what would not be seen, or would reorder what is, as its code: U+202E for a bidi override."""
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else char
-        for char in text
-    )
+    return PAGE.format(policy=html.escape(policy), title=html.escape(with_codes(data["title"])),
+                       licence=licence.strip(), style=style, data=_embedded(data), script=script)
 
 
 def _embedded(data: Any) -> str:

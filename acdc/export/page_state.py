@@ -1,7 +1,7 @@
 """What a reader changed on the page: the record that the page saves and opens with."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ CHOICES = {
 }
 FLAGS = ("onPaths", "onlyPinned")
 MAX_TEXT, MAX_GROUPS = 200, 1000
+LARGEST = sys.float_info.max  # which an integer can exceed, and then has no place in a page
 GROUP = "group:"  # before the name of a group, where a node or a group can stand
 
 
@@ -35,8 +36,11 @@ def check_state(state: Any, graph: Graph, source: str) -> None:
     checks = {"n": _is_count, "channels": _is_channels, "view": _is_view, "selected": _is_selected}
     lists = ("pinned", "hidden", "labels", "moved", "groups")
     for name, value in state.items():
-        if name in ("format", "version", "circuit"):
+        if name in ("format", "version"):
             continue
+        if name == "sides" or (name == "colour" and value == "side"):
+            raise AcdcError(f'{source} is of a page that compares two circuits (field "{name}"), and opens only there: '
+                            "write that page with `acdc diff --html`, and open the state on it")
         if name in CHOICES:
             right = value in CHOICES[name]
         elif name in FLAGS:
@@ -116,7 +120,8 @@ def _exists(node: Node, graph: Graph) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -LARGEST <= value <= LARGEST
 
 
 def _is_text(value: Any) -> bool:

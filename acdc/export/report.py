@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from acdc.circuit import Circuit
@@ -12,7 +12,7 @@ from acdc.evaluation.curve import Curve, exceeds
 from acdc.export.methods_paragraph import citations, methods_paragraph
 from acdc.export.path_words import path_words
 from acdc.export.paths import strongest_paths
-from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows
+from acdc.export.text import edge_rows, full_provenance, number, path_text, size_rows, told, with_codes
 
 MAX_TEMPLATES = 10
 N_PATHS_IN_WORDS = 3
@@ -100,8 +100,8 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
         _found(circuit, record),
         f"![The circuit]({figure})" if figure else "",
         _curves(curves, curve_image),
-        _trust(record),
-        _learned(record, history_image),
+        _told(_trust, "uncertainty or provenance.calibration", record),
+        _told(_learned, "history", record, history_image),
         _tests(tests),
         _strongest(circuit, uncertainty, n_edges, n_paths),
         _in_words(circuit, roles or {}, min(n_paths, N_PATHS_IN_WORDS)),
@@ -112,14 +112,20 @@ def report(circuit: Circuit, curves: Sequence[Curve] = (), uncertainty: Uncertai
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _told(section: Callable[..., str], field: str, *given: Any) -> str:
+    with told(field):
+        return section(*given)
+
+
 def escaped(value: Any) -> str:
     """As plain text on one line: nothing in it is read as Markdown or HTML."""
-    text = " ".join(number(value).split())
+    text = with_codes(" ".join(number(value).split()))
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", text)
 
 
 def code(text: str) -> str:
     """As code that also fits a table's cell: backticks get a longer fence, pipes a backslash."""
+    text = with_codes(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
     return f"{fence}{space}{text}{space}{fence}".replace("|", r"\|")
@@ -155,14 +161,15 @@ def _found(circuit: Circuit, record: Mapping[str, Any]) -> str:
         "clean_metric": "Metric, full model", "corrupted_metric": "Metric, all edges cut",
         "circuit_metric": "Metric, circuit", "faithfulness": "Faithfulness",
     }
-    rows = [[name.capitalize() if name == name.lower() else name, text] for name, text in size_rows(circuit)]
+    rows = [[name.capitalize() if name == name.lower() else name, escaped(text) if name == "positions" else text]
+            for name, text in size_rows(circuit)]
     rows += [[name, escaped(record[key])] for key, name in names.items() if record.get(key) is not None]
     seconds = record.get("seconds")
     if isinstance(seconds, Mapping) and seconds:
         rows.append(["Seconds", escaped(", ".join(f"{stage} {number(value)}" for stage, value in seconds.items()))])
     text = "## What was found\n\n" + table(["", ""], rows)
     faithfulness = record.get("faithfulness")
-    if isinstance(faithfulness, int | float) and exceeds(faithfulness):
+    if isinstance(faithfulness, float) and exceeds(faithfulness):
         text += f"\n\n{_exceeds('The circuit', faithfulness)}"
     return text
 
@@ -326,7 +333,8 @@ def _again(record: Mapping[str, Any]) -> str:
     command = record.get("command")
     if not command:
         return ""
-    text = command if isinstance(command, str) else shlex.join(str(word) for word in command)
+    text = shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+    text = "\n".join(map(with_codes, text.split("\n")))
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"## How to find it again\n\n{fence}sh\n{text}\n{fence}"
 

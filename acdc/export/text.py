@@ -1,12 +1,15 @@
 """What a circuit is, in words and columns: what `acdc show` says."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from acdc.circuit import Annotation, Circuit
+from acdc.errors import AcdcError
 from acdc.export.paths import Path, edge_strengths, strongest_paths
 
 MAX_NAMED = 6  # positions, in a list of them
@@ -77,6 +80,24 @@ def _annotation_text(annotation: Annotation) -> str:
 def visible(text: str) -> str:
     """On one line, without what a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+@contextmanager
+def told(field: str) -> Iterator[None]:
+    """What a file says of a circuit can be anything: where it cannot be shown, the error names the field."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise AcdcError(f"the circuit's provenance.{field} cannot be read ({type(error).__name__}: {error}); leave it "
+                        "out, or find the circuit again") from error
+
+
+def with_codes(text: str) -> str:
+    """The text with what would not be seen, or would reorder what is, as its code: U+202E for a bidi override."""
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else char
+        for char in text
+    )
 
 
 def full_provenance(circuit: Circuit) -> dict[str, Any]:

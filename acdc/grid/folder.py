@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
+from acdc.evaluation.curve import MIB_FRACTIONS
 from acdc.output_folder import PART, make_folder, remove_parts, write_file
 
 SETTINGS, CELLS, LOCK = "settings.json", "cells", ".lock"
@@ -35,7 +37,7 @@ class GridFolder:
     def finished(self, cell: Mapping[str, Any]) -> dict[str, Any] | None:
         """What is stored of a cell, failed or done; None if nothing is."""
         path = self.file(cell)
-        return _read(path) if path.exists() else None
+        return _read_cell(path) if path.exists() else None
 
     def store(self, cell: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
         record = {**cell, **result}
@@ -44,7 +46,7 @@ class GridFolder:
 
     def all_cells(self) -> list[dict[str, Any]]:
         """Every stored cell, also of models, tasks, methods or seeds that this run does not ask for."""
-        return [_read(path) for path in sorted((self.path / CELLS).glob("*.json"))]
+        return [_read_cell(path) for path in sorted((self.path / CELLS).glob("*.json"))]
 
 
 @contextmanager
@@ -82,10 +84,70 @@ def _check_same(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any
                         "give the same settings, or another --out")
 
 
+def _read_cell(path: Path) -> dict[str, Any]:
+    record = _read(path)
+    if fault := _fault(record):
+        raise AcdcError(f"{path} is damaged ({fault} is missing, or is not what a cell has there); remove it, and it "
+                        "is measured again")
+    return record
+
+
+def _fault(cell: Mapping[str, Any]) -> str | None:
+    """The first field of a cell that is not as `run_cell` writes it."""
+    is_text = dict.fromkeys(("model", "task", "method"), _is_text)
+    if cell.get("status") == "failed":
+        checks = {**is_text, "seed": _is_count, "error": _is_text, "message": _is_text}
+    else:
+        checks = {**is_text, "seed": _is_count, "status": lambda value: value == "done", "loss": _is_text,
+                  "metric": _is_text, "by": lambda value: value in ("signed", "magnitude"),
+                  **dict.fromkeys(("n_prompts", "n_test_prompts", "n_edges"), _is_count),
+                  **dict.fromkeys(("full", "empty", "seconds", "cpu_seconds", "evaluation_seconds"), _is_number),
+                  "peak_gib": lambda value: value is None or _is_number(value),
+                  **dict.fromkeys(("cpr", "cmd"), lambda value: value is None or _is_measured(value, "value")),
+                  **dict.fromkeys(("own", "smallest"), lambda value: value is None or _is_point(value)),
+                  "curves": lambda value: _are_curves(value, cell)}
+    return next((name for name, check in checks.items() if name not in cell or not check(cell[name])), None)
+
+
+def _are_curves(curves: Any, cell: Mapping[str, Any]) -> bool:
+    """Both curves over MIB's sizes with their areas; or none, where a search has a circuit of its own."""
+    if curves == {}:
+        return cell.get("own") is not None
+    return isinstance(curves, dict) and set(curves) == {"signed", "magnitude"} and all(
+        isinstance(curve, dict) and isinstance(curve.get("points"), list) and all(map(_is_point, curve["points"]))
+        and [point["fraction"] for point in curve["points"]] == list(MIB_FRACTIONS)
+        and all(_is_measured(curve.get(name), "value") for name in ("cpr", "cmd")) for curve in curves.values())
+
+
+def _is_point(value: Any) -> bool:
+    return _is_measured(value, "f") and _is_count(value.get("n_edges")) and "fraction" in value and (
+        value["fraction"] is None or _is_number(value["fraction"]))
+
+
+def _is_measured(value: Any, name: str) -> bool:
+    """A number and its interval, whose ends are both known or both not."""
+    if not isinstance(value, dict) or not _is_number(value.get(name)):
+        return False
+    ends = value.get("interval")
+    return isinstance(ends, list) and len(ends) == 2 and (ends == [None, None] or all(map(_is_number, ends)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AcdcError(f"{path} is damaged ({error}); remove it, and it is measured again") from error
     if not isinstance(record, dict):
         raise AcdcError(f"{path} is damaged (not a JSON object); remove it, and it is measured again")

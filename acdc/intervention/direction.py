@@ -160,7 +160,7 @@ def load_direction(path: Path, site: str | None = None) -> Direction:
     tensors, known = read_tensors(path, "direction", "give a safetensors file with one vector")
     vectors = [tensor for tensor in tensors.values() if tensor.dim() == 1]
     vector = tensors["direction"] if "direction" in tensors else vectors[0] if len(vectors) == 1 else None
-    if vector is None or vector.dim() != 1:
+    if vector is None or vector.dim() != 1 or not vector.is_floating_point():
         raise AcdcError(f"{path} holds {', '.join(tensors) or 'nothing'}; a direction is one vector, called direction")
     where = site or known.get("site")
     if where is None:
@@ -168,6 +168,8 @@ def load_direction(path: Path, site: str | None = None) -> Direction:
     try:
         scale, offset = json.loads(known.get("scale", "null")), float(json.loads(known.get("offset", "0")))
         scale = None if scale is None or where != known.get("site") else float(scale)
-    except (ValueError, TypeError) as error:
+        if not math.isfinite(offset) or scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"{scale}, {offset}")
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise AcdcError(f"{path}: scale and offset must be numbers ({error})") from error
     return Direction(where, vector, known.get("label", ""), scale, offset)

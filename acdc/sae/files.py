@@ -1,7 +1,9 @@
 """How the files of a coder are read: weights, configurations, and a coder of them; damage is an `AcdcError`."""
 
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,26 +18,47 @@ from acdc.sae.hooks import site_of
 from acdc.sae.sparse_coder import SparseCoder
 from acdc.tensor_file import read_tensors
 
-MOST_BYTES = 64 * 2**30
+MOST_BYTES, MOST_UNPACKED = 64 * 2**30, 50  # bytes, and how many times what is packed
+# Fields of configurations that are read, by what they must be where they are given.
+OBJECTS = ("metadata", "activation_fn_kwargs")
+TEXTS = ("architecture", "activation", "activation_fn", "activation_fn_str", "hook_name", "hook_point", "hook_name_out",
+         "acdc_site", "acdc_target")
+COUNTS = ("hook_head_index", "hook_point_head_index")
 
 
 def weights_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Errors as `read_tensors`."""
     tensors, _ = read_tensors(path, "safetensors file of a sparse coder", "give intact files")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise AcdcError(f"{path} holds tensors that are not of floating-point numbers; give a coder's weights")
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def arrays_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The arrays of an .npz. Raises `AcdcError` for one that is damaged, holds objects, or unpacks to over 64 GiB."""
+    """The arrays of an .npz. Raises `AcdcError` for one that is damaged, holds objects, or unpacks to far more than it
+    is."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_BYTES:
-            raise AcdcError(f"{path} unpacks to {size / 2**30:.0f} GiB, more than {MOST_BYTES // 2**30}")
+            if size > min(MOST_BYTES, MOST_UNPACKED * path.stat().st_size + 2**20):
+                raise AcdcError(f"{path} unpacks to {size / 2**30:.2g} GiB, more than weights that were packed do")
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    _check_array(file, member.file_size)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name].astype(np.float32)).to(dtype) for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TypeError,
+            OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise AcdcError(f"{path} is not an .npz of plain arrays, or is damaged ({error})") from error
+
+
+def _check_array(file: Any, size: int) -> None:
+    """Refuses an array in an .npz that says it is larger than the bytes that are there, or holds other than numbers."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array of {dtype} of shape {shape} in {size:,} bytes")
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -48,6 +71,14 @@ def config_of(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         kind = "YAML mapping" if path.suffix == ".yaml" else "JSON object"
         raise AcdcError(f"{path} must hold a {kind}, the coder's configuration")
+    for part in (config, *(config[name] for name in OBJECTS if config.get(name) is not None)):
+        if not isinstance(part, dict):
+            raise AcdcError(f"{path}: {', '.join(OBJECTS)} must be objects, not {str(part)[:40]!r}")
+        for names, kind in ((TEXTS, str), (COUNTS, int)):
+            for name in names:
+                if part.get(name) is not None and type(part[name]) is not kind:
+                    raise AcdcError(f"{path}: {name} must be {'a text' if kind is str else 'a whole number'}, not "
+                                    f"{str(part[name])[:40]!r}")
     return config
 
 
@@ -88,5 +119,5 @@ def coder_of(path: Path, architecture: str, sites: tuple[str | None, str | None]
                            {"file": str(path), **(record or {})})
     except AcdcError as error:
         raise AcdcError(f"{path}: {error}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise AcdcError(f"{path}: its weights do not have the dimensions of a coder ({error})") from error

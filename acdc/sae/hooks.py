@@ -17,11 +17,13 @@ HOOKS = {
 OTHER_HOOKS = {"blocks.{}.hook_resid_post": "resid{+1}", "blocks.{}.hook_mlp_in": "resid{}.mid",
                "blocks.{}.mlp.hook_out": "m{}"}
 
+NUMBER = "([0-9]{1,9})"  # of a layer
+
 
 def hook_of(site: str) -> str:
     """TransformerLens' name of a site, or the site itself where there is none."""
     for pattern, hook in HOOKS.items():
-        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), site)
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", NUMBER), site)
         if match:
             return hook.format(match[1])
     return site
@@ -34,7 +36,7 @@ def site_of(hook: str, layer: int | None = None) -> str | None:
         hook = hook.replace("{layer}", str(layer))
         hook = hook if hook.startswith("blocks.") else f"blocks.{layer}.{hook}"
     for pattern, site in {**{hook: site for site, hook in HOOKS.items()}, **OTHER_HOOKS}.items():
-        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook)
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", NUMBER), hook)
         if match:
             return site.replace("{+1}", str(int(match[1]) + 1)).format(match[1])
     match = NAME.fullmatch("resid0" if hook == "input" else hook)

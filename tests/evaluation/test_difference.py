@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from acdc.circuit import Circuit, EdgeScores
 from acdc.errors import AcdcError
 from acdc.evaluation.comparison import Overlap
-from acdc.evaluation.difference import chance, difference, places, resampled_overlap
+from acdc.evaluation.difference import chance, difference, places, resampled_overlap, why_fixed
 from acdc.graph import Graph
 
 
@@ -102,8 +102,24 @@ def test_the_interval_is_that_of_drawing_the_prompts_by_hand():
     assert same is not None and (same.low, same.high) == (1, 1)
 
 
-def test_there_is_no_interval_without_scores_of_single_prompts():
+def test_a_circuit_without_scores_of_single_prompts_is_held_as_it_is():
     a, b = with_prompts(0, 15), scored(1, 20)
-    assert difference(a, b).interval is None and difference(b, a).interval is None
-    chosen = Circuit.from_edges(a.graph, list(a.edge_names[5:]))  # not the highest of any scores
-    assert difference(a, Circuit(a.graph, chosen.kept, a.scores)).interval is None
+    draws = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), 1000)
+    assert a.scores is not None and a.scores.per_prompt is not None
+    tops = [set(np.argsort(-np.abs((draw / 5) @ a.scores.per_prompt), kind="stable")[:15]) for draw in draws]
+    other = set(np.nonzero(b.kept)[0])
+    indices = [len(top & other) / len(top | other) for top in tops]
+    found, back = difference(a, b).interval, difference(b, a).interval
+    assert found is not None and back is not None and (found.held, found.paired, back.held) == (2, False, 1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(indices, [0.025, 0.975])), abs=1e-9)
+    chosen = Circuit.from_edges(a.graph, list(a.edge_names[5:]), scores=a.scores)  # not the highest of its scores
+    held = difference(chosen, a).interval
+    assert held is not None and held.held == 1 and why_fixed(chosen) == "does not consist of the highest of its scores"
+    assert difference(b, b).interval is None and why_fixed(a) is None
+    assert why_fixed(b) == "comes without the scores of single prompts"
+
+
+def test_prompts_are_the_same_only_where_their_tokens_are():
+    a, b = (with_prompts(which, 15, prompts_sha256=str(which)) for which in (0, 1))
+    interval = difference(a, b).interval
+    assert interval is not None and not interval.paired

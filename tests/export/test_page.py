@@ -150,9 +150,16 @@ def test_a_state_is_read_back():
     {"labels": {"m1": ""}}, {"labels": {"m1": "x" * 201}}, {"moved": {"m1": [1]}}, {"moved": {"m1@other": [1, 2]}},
     {"groups": [{"name": "G", "members": ["a0.h0", "a0.h0"]}]}, {"groups": [{"name": "", "members": []}]},
     {"selected": 3}, {"channels": "qx"}, {"view": [0, 0, 0]}, {"unknown": 1}, {"theme": ["dark"]}, {"onPaths": 1},
+    {"circuit": "x"}, {"moved": {"m1": [10**400, 0]}},
 ])
 def test_a_broken_state_is_refused(change):
     with pytest.raises(AcdcError, match="state.json"):
+        read_state(json.dumps({**STATE, **change}), example().graph, "state.json")
+
+
+@pytest.mark.parametrize("change", [{"sides": "b"}, {"sides": 7}, {"colour": "side"}])
+def test_the_state_of_a_page_of_two_circuits_is_refused(change):
+    with pytest.raises(AcdcError, match="state.json is of a page that compares two circuits"):
         read_state(json.dumps({**STATE, **change}), example().graph, "state.json")
 
 

@@ -79,7 +79,7 @@ export function fromRecord(record: unknown, circuit: Circuit): { state: State; p
         Record<string, [number, number]>;
     } else if (key === "selected" && (value === null || isPlace(value))) state.selected = value;
     else if (key === "view" && isNumbers(value, 3) && value[2] > 0) state.view = value as [number, number, number];
-    else if (!["format", "version", "groups", "circuit"].includes(key)) problems.push(`${key} was left out`);
+    else if (!["format", "version", "groups"].includes(key)) problems.push(`${key} was left out`);
   }
   return { state, problems };
 }
