@@ -28,6 +28,7 @@ SLOTS = {"q": -0.36, "k": 0.0, "v": 0.36, "": 0.0}  # where an edge enters its d
 BOWS = (0.0, 0.12, -0.12, 0.25, -0.25, 0.45, -0.45, 0.7, -0.7, 1.0, -1.0, 1.4, -1.4)
 COLUMN_BOWS = (0.0, 0.08, -0.08, 0.16, -0.16, 0.25, -0.25, 0.35, -0.35, 0.5, -0.5, 0.7, -0.7)
 LIFTS, BEHIND = (0.25, 0.45, 0.75), 3.0  # how steeply a curve starts; the cost of a box before it, in inches of bend
+MOST_BOXES = 60  # between the ends of a curve: of more, some are before every curve
 LINK_BOWS = (0.0, 0.2, -0.2, 0.3, -0.3, 0.45, -0.45)  # up or down, of links between columns
 LINK_COLOUR, LINK_WIDTH, DOTS, DASHES = "#999999", 0.8, (1.0, 1.65), (3.0, 1.6)
 FILLS = {"head": "#FFFFFF", "kv": "#FFF1E6", "mlp": "#E4E4E4", "input": "#333333", "logits": "#333333"}
@@ -91,7 +92,7 @@ def legible(circuit: Circuit, max_edges: int | None, page: Page, draw: Callable[
         if drawing.smallest_text >= SMALLEST or n == 1:
             return drawing
         fewer = True
-        n = max(1, min(len(shown.edges) - 1, int(len(shown.edges) * drawing.smallest_text / SMALLEST)))
+        n = max(1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST)))
 
 
 def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
@@ -311,8 +312,9 @@ def upward(start: tuple[float, float], end: tuple[float, float], bows: tuple[flo
         bends = [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
         return clearest(made, bends, others, left, right)
 
+    others = [box for box in others if min(y0, y1) - box.height < box.y < max(y0, y1) + box.height]
     best, cost = curves([(bow, bow, 0.45) for bow in bows])
-    if cost < BEHIND:
+    if cost < BEHIND or len(others) > MOST_BOXES:
         return best
     other, other_cost = curves([(first, second, lift) for first in bows[::2] for second in bows[::2]
                                 for lift in LIFTS])
