@@ -11,7 +11,7 @@ from .loading import read_annotations, read_circuit, read_text
 from .printing import say
 
 HELP = "draw a saved circuit, or write it for other programs"
-SMALL_TEXT, TALL_PAGE = 5.0, 9.5  # points, inches
+TALL_PAGE = 9.0  # inches
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from acdc.export.circuit_drawing import SMALLEST
     from acdc.export.classes import roles_of
     from acdc.export.formats import FORMATS, Wanted, format_of, read_export
 
@@ -56,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written to {out}")
     if chosen.is_figure:
         drawing = wanted.drawing(circuit)
-        if drawing.smallest_text < SMALL_TEXT:
-            say(f"note: the smallest letters have {drawing.smallest_text:.1f} points; fewer --edges or --width double "
-                "makes them larger")
+        if drawing.fewer:
+            say("note: fewer edges are drawn than asked for, and the figure says how many: with more, letters would be "
+                f"printed smaller than {SMALLEST:g} points. --width double has room for more")
         if drawing.height > TALL_PAGE:
             say(f"note: the figure is {drawing.height:.1f} inches tall, more than most pages; draw fewer --edges")
 

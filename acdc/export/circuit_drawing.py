@@ -27,10 +27,14 @@ from acdc.graph import Graph, Node
 SLOTS = {"q": -0.36, "k": 0.0, "v": 0.36, "": 0.0}  # where an edge enters its dst's box, in box widths
 BOWS = (0.0, 0.12, -0.12, 0.25, -0.25, 0.45, -0.45, 0.7, -0.7, 1.0, -1.0, 1.4, -1.4)
 COLUMN_BOWS = (0.0, 0.08, -0.08, 0.16, -0.16, 0.25, -0.25, 0.35, -0.35, 0.5, -0.5, 0.7, -0.7)
+LIFTS, BEHIND = (0.25, 0.45, 0.75), 3.0  # how steeply a curve starts; the cost of a box before it, in inches of bend
+MOST_BOXES = 60  # between the ends of a curve: of more, some are before every curve
 LINK_BOWS = (0.0, 0.2, -0.2, 0.3, -0.3, 0.45, -0.45)  # up or down, of links between columns
 LINK_COLOUR, LINK_WIDTH, DOTS, DASHES = "#999999", 0.8, (1.0, 1.65), (3.0, 1.6)
 FILLS = {"head": "#FFFFFF", "kv": "#FFF1E6", "mlp": "#E4E4E4", "input": "#333333", "logits": "#333333"}
-INK, GREY = "#222222", "#5A5A5A"
+INK, GREY, BAND = "#222222", "#5A5A5A", "#F4F4F4"
+HALO = 0.035  # inches around a box in which lines that go behind it are not seen
+LAYER_SIZE, SMALLEST = 7.0, 5.0  # points of the smallest letters before they are scaled, and of those that can be read
 FEW = 60  # edges that are drawn at full width; more are thinner
 
 Curve = Float[np.ndarray, "4 2"]
@@ -51,34 +55,51 @@ def circuit_drawing(circuit: Circuit, *, title: str | None = None, max_edges: in
 
     Edges run upward and enter a head at its left, middle or right for q, k and v. Width and depth of colour are
     |score|, dashes a negative score: the edge hurts. Of more than `max_edges` kept edges (by default 60, in a single
-    column 30) the backbone is drawn (see `acdc.export.paths.backbone`). `width`: single (3.3 inches), double (6.9) or
+    column 30) the backbone is drawn (see `acdc.export.paths.backbone`), and of fewer where letters would be printed at
+    less than 5 points. `width`: single (3.3 inches), double (6.9) or
     page (6.5). `title` is by default what was found in which model, and on columns of print, which have a caption,
     none. `roles`: what nodes are said to do; they are tinted and tagged by it, and the legend says what tags mean.
 
     Where edges are told apart by position, each is drawn in the column of its position, and dots lead from where a head
     reads a key or value to where its output is read: it may have come that way, if the head can look there.
     """
-    page = page_of(width)
-    shown = shown_edges(circuit, max_edges, page)
-    nodes = {node for edge in shown.edges.tolist() for node, _ in edge_ends(circuit.graph, edge)}
-    classes = classes_of_roles(circuit.graph, roles or {}).among(nodes)
+    page, all_classes = page_of(width), classes_of_roles(circuit.graph, roles or {})
     if title is None:
         title = default_title(circuit) if width == "page" else ""
-    note = _note(circuit, shown) + note_on_columns(circuit.graph, shown)
-    look = Look(_by_channel(circuit), _legend(circuit, shown, classes), title, note)
-    return drawn(circuit, shown, look, page, classes)
+
+    def draw(shown: Backbone) -> Drawing:
+        nodes = {node for edge in shown.edges.tolist() for node, _ in edge_ends(circuit.graph, edge)}
+        classes = all_classes.among(nodes)
+        note = _note(circuit, shown) + note_on_columns(circuit.graph, shown)
+        look = Look(_by_channel(circuit), _legend(circuit, shown, classes), title, note)
+        return drawn(circuit, shown, look, page, classes)
+
+    return legible(circuit, max_edges, page, draw)
 
 
-def shown_edges(circuit: Circuit, max_edges: int | None, page: Page) -> Backbone:
-    """The edges to draw: all, or the backbone of at most `max_edges`, which by default is what the page can hold."""
-    max_edges = page.max_edges if max_edges is None else max_edges
-    if max_edges < 1:
-        raise AcdcError(f"max_edges is {max_edges}: at least one edge must be shown")
-    return backbone(circuit, max_edges)
+def legible(circuit: Circuit, max_edges: int | None, page: Page, draw: Callable[[Backbone], Drawing]) -> Drawing:
+    """What `draw` makes of all edges or of the backbone of at most `max_edges`, by default what the page can hold.
+
+    Of fewer edges, where letters would be printed smaller than `SMALLEST`.
+    """
+    n = page.max_edges if max_edges is None else max_edges
+    if n < 1:
+        raise AcdcError(f"max_edges is {n}: at least one edge must be shown")
+    fewer = False
+    while True:
+        shown = backbone(circuit, n)
+        drawing = replace(draw(shown), fewer=fewer)
+        if drawing.smallest_text >= SMALLEST or n == 1:
+            return drawing
+        fewer = True
+        n = max(1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST)))
 
 
 def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
-    """The edges `shown`, as wide as |score|, in colours and with words of one's own."""
+    """The edges `shown`, as wide as |score|, in colours and with words of one's own.
+
+    Without their lines where letters are smaller than `SMALLEST`: what is to be drawn with fewer edges is only measured.
+    """
     classes = classes or Classes((), {}, {})
     places = {place for edge in shown.edges.tolist() for place in edge_ends(circuit.graph, edge)}
     page = replace(page, tag=classes.longest_tag + 1 if classes.names else 0)
@@ -89,10 +110,11 @@ def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Cl
         layout = in_columns(circuit.graph, places, page=page, **rooms)
     else:
         layout = layered(circuit.graph, {node for node, _ in places}, page=page, **rooms)
+    legible = LAYER_SIZE * page.printed / layout.width >= SMALLEST or len(shown.edges) == 1
     shapes = [
         *_bands(layout, page), *_columns(circuit.graph, layout, page),
         *(_carried_links if circuit.graph.positions else _fixed_links)(circuit.graph, shown, layout),
-        *_edges(circuit, shown, look, layout, page), *_nodes(layout, classes), *_head_shapes(head, layout),
+        *(_edges(circuit, shown, look, layout, page) if legible else ()), *_nodes(layout, classes), *_head_shapes(head, layout),
         *legend_shapes(look.entries, layout.width, page.width),
     ]
     return Drawing(layout.width, layout.height, tuple(shapes)).scaled_to(page.printed)
@@ -157,13 +179,16 @@ def note_on_columns(graph: Graph, shown: Backbone) -> str:
 
 def _bands(layout: Layout, page: Page) -> Iterator[Shape]:
     for layer, (low, high) in layout.bands.items():
-        yield Panel(page.left - 0.1, low, layout.width - page.left, high - low, "#F4F4F4")
-        yield Words(0.2 if page.left > 0.5 else 0.08, (low + high) / 2, page.layer_name.format(layer), 7.0, "#777777")
+        yield Panel(page.left - 0.1, low, layout.width - page.left, high - low, BAND)
+        yield Words(0.2 if page.left > 0.5 else 0.08, (low + high) / 2, page.layer_name.format(layer),
+                    LAYER_SIZE, "#777777")
 
 
 def _nodes(layout: Layout, classes: Classes) -> Iterator[Shape]:
     for (node, _), box in layout.boxes.items():
         tag = classes.tag(node)
+        if node.kind not in ("input", "logits"):
+            yield halo(box, BAND)
         yield Panel(box.x - box.width / 2, box.y - box.height / 2, box.width, box.height,
                     classes.tint(node) or FILLS[node.kind], "#333333", 0.7, 0.06, depth=3.0)
         yield Words(box.x, box.y, f"{label(node)} {tag}" if tag else label(node), 7.5,
@@ -214,7 +239,7 @@ def _carried_links(graph: Graph, shown: Backbone, layout: Layout) -> Iterator[Sh
         curves = [np.array([begin, (begin[0] + dx, b.y + bow), (x1 - to_right * 0.1, b.y + bow), (x1, b.y)])
                   for bow in LINK_BOWS]
         others = [box for place, box in layout.boxes.items() if place not in ((src, start), (dst, end))]
-        yield _link(clearest(curves, [abs(bow) for bow in LINK_BOWS], others), curved=True)
+        yield _link(clearest(curves, [abs(bow) for bow in LINK_BOWS], others)[0], curved=True)
         back = x1 - to_right * 0.05
         yield Patch(np.array([[x1, b.y], [back, b.y + 0.022], [back, b.y - 0.022]]), LINK_COLOUR)
 
@@ -226,10 +251,33 @@ def _edges(circuit: Circuit, shown: Backbone, look: Look, layout: Layout, page: 
         relative = float(np.sqrt(strengths[edge] / most)) if circuit.scores is not None else 0.4
         letter = graph.channels[graph.edge_channel[edge]].letter
         colour, dashes = look.line(edge)
-        yield Stroke(
+        yield from touching(Stroke(
             _curve(*edge_ends(graph, edge), letter, layout, page), colour, line_width(relative, len(shown.edges)),
             0.4 + 0.55 * relative, dashes, curved=True, name=graph.edge_name(edge),
-        )
+        ))
+
+
+def halo(box: Box, colour: str) -> Panel:
+    """What hides a line that goes behind a box a little before it, so that it is not taken for one that ends there."""
+    return Panel(box.x - box.width / 2 - HALO, box.y - box.height / 2 - HALO, box.width + 2 * HALO,
+                 box.height + 2 * HALO, colour, radius=0.06 + HALO, depth=2.3)
+
+
+def touching(stroke: Stroke) -> Iterator[Stroke]:
+    """A curve, and its two ends once more above the halos of the boxes that it joins, opaque in the colour it has."""
+    yield stroke
+    shades = zip(bytes.fromhex(stroke.colour[1:]), bytes.fromhex(BAND[1:]), strict=True)
+    colour = "#" + "".join(f"{round(stroke.opacity * on + (1 - stroke.opacity) * under):02X}" for on, under in shades)
+    for points in (stroke.points, stroke.points[::-1]):
+        t = np.linspace(0, 0.5, 60)[:, None]
+        along = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]) @ points
+        far = (np.abs(along[:, 1] - points[0, 1]) >= HALO) | (np.abs(along[:, 0] - points[0, 0]) >= 6 * HALO)
+        cut = float(t[np.argmax(far), 0]) if far.any() else 0.5
+        piece, left = [points[0]], points
+        for _ in range(3):  # de Casteljau: the curve up to `cut`
+            left = left[:-1] + cut * (left[1:] - left[:-1])
+            piece.append(left[0])
+        yield stroke._replace(points=np.array(piece), colour=colour, opacity=1.0, name="", depth=2.6)
 
 
 def line_width(relative: float, n_edges: int) -> float:
@@ -252,30 +300,41 @@ def _curve(src: Place, dst: Place, letter: str, layout: Layout, page: Page) -> C
 
 def upward(start: tuple[float, float], end: tuple[float, float], bows: tuple[float, ...], others: list[Box],
            left: float, right: float) -> Curve:
-    """The clearest curve that leaves `start` and enters `end` from below, sideways by one of the `bows` between."""
+    """The clearest curve that leaves `start` and enters `end` from below, sideways by one of the `bows` between.
+
+    Where each of these goes behind a box, curves that bow in one half alone or lean more are tried too.
+    """
     (x0, y0), (x1, y1) = start, end
-    lift = 0.45 * (y1 - y0)
-    curves = [np.array([[x0, y0], [x0 + bow, y0 + lift], [x1 + bow, y1 - lift], [x1, y1]]) for bow in bows]
-    return clearest(curves, [abs(bow) for bow in bows], others, left, right)
+
+    def curves(turns: list[tuple[float, float, float]]) -> tuple[Curve, float]:
+        made = [np.array([[x0, y0], [x0 + first, y0 + lift * (y1 - y0)], [x1 + second, y1 - lift * (y1 - y0)],
+                          [x1, y1]]) for first, second, lift in turns]
+        bends = [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
+        return clearest(made, bends, others, left, right)
+
+    others = [box for box in others if min(y0, y1) - box.height < box.y < max(y0, y1) + box.height]
+    best, cost = curves([(bow, bow, 0.45) for bow in bows])
+    if cost < BEHIND or len(others) > MOST_BOXES:
+        return best
+    other, other_cost = curves([(first, second, lift) for first in bows[::2] for second in bows[::2]
+                                for lift in LIFTS])
+    return other if other_cost < cost else best
 
 
 def clearest(curves: list[Curve], bends: list[float], others: list[Box], left: float = -np.inf,
-             right: float = np.inf) -> Curve:
-    """The least bent of the curves that go behind the fewest boxes, from `left` to `right`."""
+             right: float = np.inf) -> tuple[Curve, float]:
+    """The least bent of the curves that go behind the fewest boxes, from `left` to `right`; and its cost."""
     half = np.array([[box.width / 2, box.height / 2] for box in others]).reshape(-1, 2) + 0.03
     middle = np.array([[box.x, box.y] for box in others]).reshape(-1, 2)
     low, high = middle - half, middle + half
     t = np.linspace(0, 1, 40)[:, None]
-    weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
-    best, least = np.empty((4, 2)), np.inf
-    for points, bend in zip(curves, bends, strict=True):
-        along = weights @ points
-        behind = ((along[:, None] > low) & (along[:, None] < high)).all(axis=-1).sum()
-        outside = ((along[:, 0] < left) | (along[:, 0] > right)).sum()
-        cost = behind + 100 * outside + bend
-        if cost < least:
-            best, least = points, cost
-    return best
+    along = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]) @ np.array(curves)
+    x, y = along[..., 0, None], along[..., 1, None]
+    within = (x > low[:, 0]) & (x < high[:, 0]) & (y > low[:, 1]) & (y < high[:, 1])
+    outside = ((along[..., 0] < left) | (along[..., 0] > right)).sum(axis=1)
+    costs = BEHIND * within.any(axis=1).sum(axis=1) + 0.05 * within.sum(axis=(1, 2)) + 100 * outside + np.array(bends)
+    best = int(np.argmin(costs))
+    return curves[best], float(costs[best])
 
 
 def _towards(box: Box, x: float, bar: bool) -> float:

@@ -1,8 +1,9 @@
 """Which named class each node is in: from a file of groups, or from what nodes are said to do."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 from acdc.circuit import Annotation
 from acdc.errors import AcdcError
@@ -32,9 +33,15 @@ class Classes:
         return self.tags[name] if name is not None else ""
 
     def tint(self, node: Node) -> str:
-        """The colour of a node's class; classes beyond the palette share its first colours: tags tell them apart."""
+        """The colour of a node's class; see `tint_of`."""
         name = self.of(node)
-        return CLASSES[self.names.index(name) % len(CLASSES)] if name is not None else ""
+        return self.tint_of(name) if name is not None else ""
+
+    def tint_of(self, name: str) -> str:
+        """The colour of a class; "mover (seen)" has that of "mover". Those beyond the palette share its first colours:
+        tags tell them apart."""
+        bases = list(dict.fromkeys(map(_base, self.names)))
+        return CLASSES[bases.index(_base(name)) % len(CLASSES)]
 
     @property
     def longest_tag(self) -> int:
@@ -49,7 +56,7 @@ class Classes:
 
     def legend(self) -> list[tuple[str, str, str]]:
         """Tag, name and tint of each class."""
-        return [(self.tags[name], name, CLASSES[i % len(CLASSES)]) for i, name in enumerate(self.names)]
+        return [(self.tags[name], name, self.tint_of(name)) for name in self.names]
 
 
 def roles_of(annotations: Sequence[Annotation]) -> dict[str, str]:
@@ -105,16 +112,32 @@ def read_groups(text: str, source: str = "the text") -> dict[str, list[str]]:
     return data
 
 
+def _base(name: str) -> str:
+    """A class's name without a remark in brackets at its end."""
+    return re.sub(r" *\([^()]*\)$", "", name) or name
+
+
 def _tags(names: list[str]) -> dict[str, str]:
-    """Up to three letters for each name, different from one another: the initials, else one with a number."""
+    """Up to three letters for each name, different from one another: initials, else a longer start, else a number.
+
+    A remark in brackets is a star: NM for "name mover", NM* for "name mover (seen)".
+    """
     tags: dict[str, str] = {}
-    for name in names:
-        words = re.findall(r"[A-Za-z0-9]+", name)
-        initials = "".join(word[0] for word in words)[:3].upper()
-        tag = initials if len(words) > 1 else (words[0][:2].upper() if words else "X")
-        number = 1
+    of_base: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: _base(name) != name):
+        base = _base(name)
+        if base not in of_base:
+            of_base[base] = _new_tag(base, of_base.values())
+        tag = of_base[base] + "*" * (base != name)
         while tag in tags.values():
-            number += 1
-            tag = f"{(initials or 'X')[:2]}{number}"
+            tag += "*"
         tags[name] = tag
-    return tags
+    return {name: tags[name] for name in names}
+
+
+def _new_tag(name: str, taken: Collection[str]) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", name) or ["X"]
+    initials = "".join(word[0] for word in words)[:3].upper() if len(words) > 1 else words[0][:2].upper()
+    longer = (words[0][:3] if len(words) == 1 else words[0][:2] + words[1][0]).upper()
+    numbered = (f"{initials[:2]}{number}" for number in count(2))
+    return next(tag for tag in chain((initials, longer), numbered) if tag not in taken)

@@ -5,13 +5,13 @@ from jaxtyping import Float
 
 from acdc.circuit import Circuit, EdgeScores
 from acdc.evaluation.difference import Difference
-from acdc.export.circuit_drawing import GREY, Look, drawn, line_width, note_on_columns, shown_edges
+from acdc.export.circuit_drawing import GREY, Look, drawn, legible, line_width, note_on_columns
 from acdc.export.difference_report import range_text
 from acdc.export.drawing import Drawing
 from acdc.export.layout import page_of
 from acdc.export.legend import Entry
 from acdc.export.palette import BOTH, ONLY_FIRST, ONLY_SECOND
-from acdc.export.paths import edge_strengths
+from acdc.export.paths import Backbone, edge_strengths
 
 DASHED, DOTTED = (4.0, 1.4), (1.0, 1.1)  # colours alone do not print in black and white
 MAX_NAME = 40
@@ -27,27 +27,30 @@ def difference_drawing(found: Difference, names: tuple[str, str], *, title: str 
     page = page_of(width)
     graph = found.first.graph
     both = Circuit(graph, found.first.kept | found.second.kept, EdgeScores(graph, relative_strengths(found)))
-    shown = shown_edges(both, max_edges, page)
     first, second = (name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names)
     only_first, only_second = found.only_first, found.only_second
+    kinds = ((f"both ({found.shared.sum():,})", BOTH, None, found.shared),
+             (f"{first} only ({only_first.sum():,})", ONLY_FIRST, DASHED, only_first),
+             (f"{second} only ({only_second.sum():,})", ONLY_SECOND, DOTTED, only_second))
 
     def line(edge: int) -> tuple[str, tuple[float, float] | None]:
         if only_first[edge]:
             return ONLY_FIRST, DASHED
         return (ONLY_SECOND, DOTTED) if only_second[edge] else (BOTH, None)
 
-    kinds = ((f"both ({found.shared.sum():,})", BOTH, None, found.shared),
-             (f"{first} only ({only_first.sum():,})", ONLY_FIRST, DASHED, only_first),
-             (f"{second} only ({only_second.sum():,})", ONLY_SECOND, DOTTED, only_second))
-    entries = [Entry(text, colour, 1.6, dashes) for text, colour, dashes, of_kind in kinds
-               if of_kind[shown.edges].any()]
-    if found.first.scores is not None and found.second.scores is not None:
-        most = float(edge_strengths(both)[shown.edges].max(initial=0))
-        thickest = line_width(1.0, len(shown.edges))
-        entries.append(Entry(f"{most:.2g} times its circuit's mean |score|", GREY, thickest))
-    note = (f"shown: {len(shown.edges)} of {both.n_edges:,} edges that either keeps; {found.shared.sum():,} are kept "
-            f"by both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only{_redrawn(found)}")
-    return drawn(both, shown, Look(line, entries, title, note + note_on_columns(graph, shown)), page)
+    def draw(shown: Backbone) -> Drawing:
+        entries = [Entry(text, colour, 1.6, dashes) for text, colour, dashes, of_kind in kinds
+                   if of_kind[shown.edges].any()]
+        if found.first.scores is not None and found.second.scores is not None:
+            most = float(edge_strengths(both)[shown.edges].max(initial=0))
+            thickest = line_width(1.0, len(shown.edges))
+            entries.append(Entry(f"{most:.2g} times its circuit's mean |score|", GREY, thickest))
+        note = (f"shown: {len(shown.edges)} of {both.n_edges:,} edges that either keeps; {found.shared.sum():,} are "
+                f"kept by both, {only_first.sum():,} by {first} only, {only_second.sum():,} by {second} only"
+                f"{_redrawn(found)}")
+        return drawn(both, shown, Look(line, entries, title, note + note_on_columns(graph, shown)), page)
+
+    return legible(both, max_edges, page, draw)
 
 
 def _redrawn(found: Difference) -> str:

@@ -86,18 +86,19 @@ Shape = Panel | Stroke | Patch | Words
 
 @dataclass(frozen=True)
 class Drawing:
-    """Shapes on a page of `width` by `height` inches."""
+    """Shapes on a page of `width` by `height` inches. `fewer`: fewer edges than asked for, so that letters are legible."""
 
     width: float
     height: float
     shapes: tuple[Shape, ...]
+    fewer: bool = False
 
     def scaled_to(self, width: float) -> "Drawing":
         """The same drawing, larger or smaller, lines and letters too."""
         if not 0.5 <= width <= 100:
             raise AcdcError(f"a figure {width:g} inches wide: give a width from 0.5 to 100")
         by = width / self.width
-        return Drawing(width, self.height * by, tuple(shape.scaled(by) for shape in self.shapes))
+        return Drawing(width, self.height * by, tuple(shape.scaled(by) for shape in self.shapes), self.fewer)
 
     def painted(self) -> Iterator[Shape]:
         """The shapes from the lowest to the highest."""

@@ -42,8 +42,8 @@ class Page:
 
 # Letters of 7.5 points are printed at 7.5, 6.9 and 6.1.
 PAGES = {
-    "page": Page(6.5, 6.5, 7.6, 0.75, 0.95, "layer {}", 60),
-    "double": Page(6.9, 7.5, 8.0, 0.75, 0.95, "layer {}", 60),
+    "page": Page(6.5, 6.5, 6.8, 0.75, 0.95, "layer {}", 60),
+    "double": Page(6.9, 7.5, 7.2, 0.75, 0.95, "layer {}", 60),
     "single": Page(3.3, 4.05, 6.2, 0.35, 0.55, "{}", 30),
 }
 

@@ -15,8 +15,8 @@ from acdc.export.class_drawing import bundles, class_drawing
 from acdc.export.classes import classes_of_groups, classes_of_roles, read_groups
 from acdc.export.drawing import Drawing, Panel, Stroke, Words
 from acdc.export.figure import figure_bytes, figure_of
-from acdc.export.palette import CLASSES
-from acdc.export.tikz import to_tikz
+from acdc.export.palette import CLASSES, COLOURS
+from acdc.export.tikz import NARROW, to_tikz
 from acdc.graph import Graph, Node
 
 WIDTHS = {"single": 3.3, "double": 6.9, "page": 6.5}
@@ -25,22 +25,35 @@ GROUPS = {"name mover": ["a9.h9", "a9.h6", "a10.h0"], "S-inhibition": ["a7.h3", 
           "duplicate token": ["a0.h1", "a0.h10", "a3.h0"], "first MLP": ["m0"]}
 
 
-def gpt2_sized(n: int, positions: tuple[str, ...] = ()) -> Circuit:
-    graph = Graph(12, 12, 12, positions=positions)
-    values = np.random.default_rng(0).normal(size=graph.n_edges) ** 3
+def scored(graph: Graph, n: int, seed: int = 0) -> Circuit:
+    values = np.random.default_rng(seed).normal(size=graph.n_edges) ** 3
     return EdgeScores(graph, values, {"task": "ioi"}).top(n, by="magnitude")
+
+
+def gpt2_sized(n: int, positions: tuple[str, ...] = ()) -> Circuit:
+    return scored(Graph(12, 12, 12, positions=positions), n)
 
 
 def words(drawing: Drawing) -> list[str]:
     return [shape.text for shape in drawing.shapes if isinstance(shape, Words)]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("n", [20, 500])
-@pytest.mark.parametrize("positions", [(), ("S2", "end")])
-def test_a_figure_is_as_wide_as_its_column_with_letters_that_can_be_read(width, n, positions):
-    drawing = circuit_drawing(gpt2_sized(n, positions), width=width, roles=ROLES)
-    assert drawing.width == WIDTHS[width] and drawing.smallest_text >= 5
+@pytest.mark.parametrize("width", ["single", "double"])
+@pytest.mark.parametrize("n", [20, 100, 500])
+@pytest.mark.parametrize("positions", [(), ("IO", "S1", "S1+1", "S2", "other", "end")])
+@pytest.mark.parametrize(("graph", "seed"), [((12, 12, 12), 0), ((30, 9, 3), 1), ((6, 32, 8), 2)])
+def test_labels_fit_the_page_are_apart_and_can_be_read(width, n, positions, graph, seed):
+    """Of the default number of edges, and of all that were asked for, in the figure and in TikZ."""
+    circuit = scored(Graph(*graph, positions=positions), n, seed)
+    for max_edges in {None, n} if seed == 0 or n < 500 else {None}:
+        drawing = circuit_drawing(circuit, width=width, roles=ROLES if seed == 0 else {}, max_edges=max_edges)
+        check_labels(drawing, WIDTHS[width])
+
+
+def check_labels(drawing: Drawing, width: float) -> None:
+    assert drawing.width == width and drawing.smallest_text >= 5
+    tikz = [float(scale) for scale in re.findall(r"\\node\[anchor=[a-z ]+,scale=([\d.]+)", to_tikz(drawing))]
+    assert len(tikz) == len(words(drawing)) and min(tikz) * 10 / NARROW >= 4.99
     figure = figure_of(drawing)
     figure.draw_without_rendering()
     extents = [text.get_window_extent() for text in figure.axes[0].texts]
@@ -59,6 +72,63 @@ def test_nodes_are_tinted_and_tagged_by_role_and_the_legend_says_how():
     tints = {shape.fill for shape in drawing.shapes if isinstance(shape, Panel)}
     assert {CLASSES[0], CLASSES[1], CLASSES[2]} <= tints
     assert not [text for text in words(circuit_drawing(circuit)) if text.startswith("NM")]
+
+
+def seen_with(rgb: np.ndarray, eyes: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of an sRGB colour, seen with eyes that mix linear light so."""
+    linear = np.clip(eyes @ np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92), 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ linear / [0.9505, 1.0, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eyes", [
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+], ids=["all cones", "no red cones", "no green cones", "no blue cones"])
+@pytest.mark.parametrize(("colours", "least"), [(CLASSES, 9.0), (tuple(COLOURS.values()), 15.0)])
+def test_colours_are_told_apart_by_all_eyes(colours, least, eyes):
+    """Colour blindness as Machado et al. 2009 simulate it; a difference of 2.3 can just be seen."""
+    seen = [seen_with(np.array(list(bytes.fromhex(colour[1:]))) / 255, np.array(eyes)) for colour in colours]
+    assert all(np.linalg.norm(a - b) > least for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_lines_behind_boxes_are_broken_and_those_that_end_there_touch():
+    circuit = Circuit.from_edges(Graph(12, 12, 12), ["input->a9.h9<v>", "a9.h9->logits"])
+    shapes = circuit_drawing(circuit, width="single").shapes
+    boxes = [s for s in shapes if isinstance(s, Panel) and s.depth == 3]
+    (halo,) = [s for s in shapes if isinstance(s, Panel) and s.depth == 2.3]
+    box = next(box for box in boxes if halo.x < box.x and halo.y < box.y < halo.y + halo.height)
+    ends = [s.points for s in shapes if isinstance(s, Stroke) and s.depth == 2.6]
+    edges = [s.points for s in shapes if isinstance(s, Stroke) and s.name]
+    assert len(edges) == 2 and len(ends) == 4
+    assert {tuple(e[0]) for e in ends} == {tuple(p) for e in edges for p in (e[0], e[3])}
+    for points in ends:
+        if np.isclose(points[0, 1], [box.y, box.y + box.height]).any():
+            assert not halo.y + 1e-6 < points[3, 1] < halo.y + halo.height - 1e-6
+
+
+def test_fewer_edges_are_drawn_where_letters_would_be_too_small():
+    circuit = gpt2_sized(500, tuple(map(str, range(14))))
+    drawing = circuit_drawing(circuit, width="single", max_edges=500)
+    drawn = sum(isinstance(shape, Stroke) and bool(shape.name) for shape in drawing.shapes)
+    assert drawing.fewer and drawing.smallest_text >= 5 and 0 < drawn < 500
+    assert f"shown: {drawn} of 500 kept edges" in " ".join(words(drawing))
+    assert not circuit_drawing(circuit, max_edges=3).fewer
+
+
+def test_a_remark_on_a_role_is_a_star_of_the_same_tint():
+    graph = Graph(12, 12, 12)
+    classes = classes_of_roles(graph, {"a9.h9": "name mover", "a1.h0": "name mover (seen, alone)", "a2.h2": "negative mover",
+                                       "a3.h3": "attention sink (seen)"})
+    tags = {name: tag for tag, name, _ in classes.legend()}
+    assert tags == {"name mover": "NM", "name mover (seen)": "NM*", "negative mover": "NEM",
+                    "attention sink (seen)": "AS*"}
+    tints = {name: tint for _, name, tint in classes.legend()}
+    assert tints["name mover"] == tints["name mover (seen)"] and len(set(tints.values())) == 3
 
 
 def test_tags_differ_and_groups_are_checked():
