@@ -156,12 +156,14 @@ def _search(model: Transformer, graph: Graph, batches: Sequence[Batch], metric: 
         done = time.perf_counter()
         return tried / len(own) * (done - ready) / (done - first)
 
-    length = max(batch.clean.shape[1] for batch in batches)
-    width = model.unembedding.shape[1] * (len(graph.srcs) + 6 * model.n_heads) * length + 4 * model.unembedding.shape[0]
-    row = model.unembedding.element_size() * width  # bytes a prompt, at most
-    most = int(np.bincount(graph.edge_channel).max())  # removals that can be tried at once
+    with torch.no_grad(), frozen(model):
+        one = max(batches, key=lambda batch: batch.clean.shape[1]).rows(slice(0, 1))
+        state = LiveState(model, one, prepare_ablation(model, [one], scoring["ablation"])(one), graph.positions)
+        state.refresh(matrix[:, graph.channel_of_per_head])
+        row = state.row_bytes(index.q.start)
+    most = min(2 * tried / len(graph.channels), np.bincount(graph.edge_channel).max())  # removals that are tried at once
     at_most = options.get("memory_gib", 1.0) * GIB
-    return Stage("acdc", sample, of_all=True, more=lambda n, at_once: max(n * row, min(at_most, n * row * most)))
+    return Stage("acdc", sample, of_all=True, more=lambda n, at_once: max(n * row, min(at_most, n * row * float(most))))
 
 
 def _learned(model: Transformer, method: str, batches: Sequence[Batch], metric: Metric, options: Mapping[str, Any],
