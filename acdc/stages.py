@@ -86,7 +86,7 @@ def _of_few(ablation: Any) -> Any:
     return "resample" if ablation == "mean" else ablation
 
 
-def _times(n: float, run: Callable[[Sequence[Batch]], Any]) -> Sample:
+def _times(n: int | float, run: Callable[[Sequence[Batch]], Any]) -> Sample:
     def sample(few: Sequence[Batch]) -> float:
         run(few)
         return n

@@ -1,6 +1,5 @@
 """What a plan says is near what is then measured, and a budget is kept."""
 
-import argparse
 import re
 
 import numpy as np
@@ -112,3 +111,16 @@ def test_sizes_that_are_none():
 
 def test_durations():
     assert [duration(s) for s in (0.1, 5, 200, 9000)] == ["a second", "5 s", "3 min", "2 h"]
+
+
+def test_the_command_says_what_discover_would_take(tmp_path, capsys):
+    options = ["--model", "digits_vit", "--task", "digits", "--method", "eap", "--prompts", "6"]
+    assert main(["plan", *options]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"eap +[\d,]+ +.+ +\d+\.\d\d\n.*circuits of 50% of the edges.*exact effects.*plan: about .* "
+                     r"forward passes; peak memory \d+\.\d\d GiB, .* 6 prompts at once", printed, re.S)
+    assert main(["plan", *options, "--memory", "10MiB"]) == 1
+    assert "--memory allows 0.01" in capsys.readouterr().err
+    rest = ["--out", str(tmp_path / "found"), "--calibrate", "0", "--resamples", "0"]
+    assert main(["discover", *options, "--memory", "100GiB", *rest]) == 0
+    assert "plan: about" in capsys.readouterr().err
