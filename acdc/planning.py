@@ -92,8 +92,8 @@ def duration(seconds: int | float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else "a second"
 
 
-def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *, memory: int | float | None = None
-              ) -> Plan:
+def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *,
+              memory: int | float | None = None) -> Plan:
     """Measures the stages and picks how many prompts are run at once, at most as many as the largest batch has.
 
     `memory`: GiB that the run may have in use at most, what is there before included, as `acdc.machine.peak_memory`

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = ("errors", "machine", "live_bytes", "output_folder", "graph", "circuit", "task", "fitting", "metrics",
          "patches", "architectures", "transformer", "activations", "ablation", "positions", "live", "soft_circuit",
-         "learning", "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "planning",
-         "discovery", "evaluation", "annotation", "stages", "sae", "intervention", "export", "arguments", "grid",
-         "commands", "cli")
+         "learning", "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models",
+         "planning", "discovery", "evaluation", "annotation", "stages", "sae", "intervention", "export", "arguments",
+         "grid", "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
 WITHOUT_A_MODEL = {"errors", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
                    "evaluation.difference", "evaluation.verdict", "export"}  # for export
