@@ -219,7 +219,8 @@ def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradient
         model.run_body(tokens)
     single = {"input", "final"}
     record: dict[str, Any] = {name: values[0] if name in single else values for name, values in seen.items()}
-    return Activations(**record).map(lambda x: x.to(model.device)), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
+    home = model.device
+    return Activations(**record).map(lambda x: x.to(home)), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
 
 
 def _notes_output(outputs: dict[nn.Module, Tensor]) -> Any:

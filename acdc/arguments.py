@@ -132,11 +132,12 @@ def check_measuring(arguments: argparse.Namespace) -> None:
 
 
 def check_placement(arguments: argparse.Namespace) -> None:
-    elsewhere = getattr(arguments, "ray", None) is not None
-    if arguments.device_map is None:
+    """Of a command that need not have --device-map."""
+    given, elsewhere = getattr(arguments, "device_map", None), getattr(arguments, "ray", None) is not None
+    if given is None:
         check_device(arguments.device, here=arguments.command != "benchmark" or not elsewhere)
         return
-    choose("device map", arguments.device_map, dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential")))
+    choose("device map", given, dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential")))
     if arguments.device != "cpu":
         raise AcdcError(f"--device-map with --device {arguments.device}: it says itself where the model goes; leave "
                         "out --device")
@@ -146,7 +147,8 @@ def check_placement(arguments: argparse.Namespace) -> None:
 
 def placement(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `load_model` is told about where the model goes."""
-    return {"device_map": arguments.device_map} if arguments.device_map else {"device": arguments.device}
+    given = getattr(arguments, "device_map", None)
+    return {"device": arguments.device} if given is None else {"device_map": given}
 
 
 def check_device(device: str, *, here: bool = True) -> None:

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not is_out_of_memory(error):
             raise
-        return _fail("out of memory, also with fewer at once; give a smaller --batch-size, fewer or shorter prompts, or "
-                     "--dtype bfloat16; `acdc plan` says what takes how much")
+        return _fail("out of memory, also with fewer at once; give a smaller --batch-size, fewer or shorter prompts, "
+                     "or --dtype bfloat16; `acdc plan` says what takes how much")
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted; no result was written", getattr(stop, "status", 130))
     return 0

@@ -58,6 +58,8 @@ def peak_bytes(run: Callable[[], Any], device: torch.device, known: Iterable[Ten
         before = counter.memory_allocated(device)
         run()
         return counter.max_memory_allocated(device) - before
+    with _LiveTensors(()):
+        torch.empty(0)  # imports, the first time, what shall not be counted
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
         tracemalloc.start(1)

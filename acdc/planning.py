@@ -85,15 +85,15 @@ class Plan:
                 f"{self.peak():.2f} GiB, {self.before:.2f} of them in use now; {self.at_once} prompts at once")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "a second"
 
 
-def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *, memory: float | None = None
-              ) -> Plan:
+def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *,
+              memory: int | float | None = None) -> Plan:
     """Measures the stages and picks how many prompts are run at once, at most as many as the largest batch has.
 
     `memory`: GiB that the run may have in use at most, what is there before included, as `acdc.machine.peak_memory`

@@ -86,10 +86,10 @@ def _of_few(ablation: Any) -> Any:
     return "resample" if ablation == "mean" else ablation
 
 
-def _times(n: float, run: Callable[[Sequence[Batch]], Any]) -> Sample:
+def _times(n: int | float, run: Callable[[Sequence[Batch]], Any]) -> Sample:
     def sample(few: Sequence[Batch]) -> float:
         run(few)
-        return n
+        return float(n)
 
     return sample
 
@@ -156,12 +156,14 @@ def _search(model: Transformer, graph: Graph, batches: Sequence[Batch], metric: 
         done = time.perf_counter()
         return tried / len(own) * (done - ready) / (done - first)
 
-    length = max(batch.clean.shape[1] for batch in batches)
-    width = model.unembedding.shape[1] * (len(graph.srcs) + 6 * model.n_heads) * length + 4 * model.unembedding.shape[0]
-    row = model.unembedding.element_size() * width  # bytes a prompt, at most
-    most = int(np.bincount(graph.edge_channel).max())  # removals that can be tried at once
+    with torch.no_grad(), frozen(model):
+        one = max(batches, key=lambda batch: batch.clean.shape[1]).rows(slice(0, 1))
+        state = LiveState(model, one, prepare_ablation(model, [one], scoring["ablation"])(one), graph.positions)
+        state.refresh(matrix[:, graph.channel_of_per_head])
+        row = state.row_bytes(index.q.start)
+    most = float(min(2 * tried / len(graph.channels), np.bincount(graph.edge_channel).max()))  # removals at once
     at_most = options.get("memory_gib", 1.0) * GIB
-    return Stage("acdc", sample, of_all=True, more=lambda n, at_once: max(n * row, min(at_most, n * row * most)))
+    return Stage("acdc", sample, of_all=True, more=lambda n, _: max(n * row, min(at_most, n * row * most)))
 
 
 def _learned(model: Transformer, method: str, batches: Sequence[Batch], metric: Metric, options: Mapping[str, Any],
@@ -195,7 +197,7 @@ def _stored(model: Transformer, length: int) -> float:
     """Bytes that a prompt of this length takes while masks are learned: its base run, all positions counted."""
     d_model, d_head = model.unembedding.shape[1], model.blocks[0].attention.q.d_head
     a_token = (3 * model.n_layers + 2) * d_model + model.n_layers * (model.n_heads + 2 * model.n_kv_heads) * d_head
-    return model.unembedding.element_size() * (length * a_token + model.unembedding.shape[0])
+    return float(model.unembedding.element_size() * (length * a_token + model.unembedding.shape[0]))
 
 
 def loss_of(method: str, metric: Metric, given: str | None) -> Metric:

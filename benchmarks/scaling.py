@@ -1,6 +1,6 @@
 """What a model of a billion parameters takes: seconds and peak memory of EAP-IG and of measuring its circuit.
 
-    python -m acdc.benchmarks.scaling [--prompts 8] [--batch-size 8] [--results benchmarks/results]
+    python -m acdc.benchmarks.scaling [--prompts 4] [--batch-size 4] [--results benchmarks/results]
 
 The model has the shapes of Llama-3.2-1B (16 layers of 32 query and 8 KV heads, d_model 2048, vocabulary 128,256, tied)
 and random weights, so that nothing is downloaded. Prompts are random tokens that differ from the fourth on; answer and
@@ -73,9 +73,12 @@ def measure(dtype: str, prompts: int, length: int, size: int, steps: int) -> dic
     model = random_llama(dtype)
     loaded = {"seconds": time.perf_counter() - start, "gib": peak_memory(str(model.device))}
     batches = random_batches(model, prompts, length, size)
+    print(f"{dtype}: loaded, {loaded}", file=sys.stderr, flush=True)
     scores, discovered = timed(model, lambda: eap_ig(model, batches, steps=steps))
+    print(f"{dtype}: EAP-IG, {discovered}", file=sys.stderr, flush=True)
     circuit = scores.top(scores.graph.n_edges // 100, by="magnitude")
     found, evaluated = timed(model, lambda: faithfulness(model, circuit, batches))
+    print(f"{dtype}: circuit, {evaluated}", file=sys.stderr, flush=True)
     dense = scores.top(scores.graph.n_edges // 2, by="magnitude")
     _, of_dense = timed(model, lambda: faithfulness(model, dense, batches))
     return {"n_edges": scores.graph.n_edges, "f": found.faithfulness, "threads": torch.get_num_threads(),
@@ -86,9 +89,9 @@ def measure(dtype: str, prompts: int, length: int, size: int, steps: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a model of a billion parameters takes.")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--results", type=Path, help="also write the numbers to this folder")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

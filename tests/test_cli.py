@@ -117,7 +117,9 @@ FEW = (0.2, 0.5, 1.0)
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No pictures and few points of the curve: what takes most of the time of a tiny run."""
+    """No plan, no pictures and few points of the curve: what takes most of the time of a tiny run."""
+    monkeypatch.setattr("acdc.commands.discover.stages", lambda *args: [])
+    monkeypatch.setattr("acdc.commands.discover.planned", lambda arguments, model, batches, stages: batches)
     curve = partial(faithfulness_curve, fractions=FEW)
     monkeypatch.setattr("acdc.evaluation.faithfulness.faithfulness_curve", curve)
     monkeypatch.setattr("acdc.export.figure.circuit_figure", lambda *args, **kwargs: None)

@@ -1,5 +1,6 @@
 """What a plan says is near what is then measured, and a budget is kept."""
 
+import re
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ def test_bytes_in_use_are_counted():
 
 
 @pytest.mark.parametrize(("name", "options", "n"), [
-    ("eap", {}, 128), ("eap_ig", {}, 64), ("acdc", {"threshold": 10.0}, 64),
-    ("edge_pruning", {"steps": 2, "prompts_per_step": 32}, 64), ("exact", {}, 32)])
+    ("eap", {}, 32), ("eap_ig", {}, 16), ("acdc", {"threshold": 10.0}, 16),
+    ("edge_pruning", {"steps": 2, "prompts_per_step": 8}, 16), ("exact", {}, 8)])
 def test_a_plan_is_near_what_is_measured(model, name, options, n):
     """Peak memory beside what is there before: within a factor of 2. Seconds are of a machine that others use."""
     batches = [make_batch(n, 24)]
@@ -75,14 +76,14 @@ def test_a_plan_is_near_what_is_measured(model, name, options, n):
 
 @pytest.mark.skipif(not reset_peak_memory(), reason="peak memory cannot be counted anew here")
 def test_a_budget_is_kept(model):
-    batches = [make_batch(256, 24)]
+    batches = [make_batch(64, 24)]
     stages = stages_of_method(model, "eap_ig", batches, LOGIT_DIFFERENCE, {}, SCORING)
     room = make_plan(model, batches, stages).costs[0]
-    budget = memory_now() + room.peak(256, 256) / 3
+    budget = memory_now() + room.peak(64, 64) / 3
     plan = make_plan(model, batches, stages, memory=budget)
-    assert 0 < plan.at_once < 128
+    assert 0 < plan.at_once < 32
     parts = rebatched(batches, plan.at_once)
-    assert most_at_once(parts) == plan.at_once and sum(map(len, parts)) == 256
+    assert most_at_once(parts) == plan.at_once and sum(map(len, parts)) == 64
     reset_peak_memory()
     METHODS["eap_ig"](model, parts)
     assert peak_memory() < budget
@@ -109,3 +110,16 @@ def test_sizes_that_are_none():
 
 def test_durations():
     assert [duration(s) for s in (0.1, 5, 200, 9000)] == ["a second", "5 s", "3 min", "2 h"]
+
+
+def test_the_command_says_what_discover_would_take(tmp_path, capsys):
+    options = ["--model", "digits_vit", "--task", "digits", "--method", "eap", "--prompts", "6"]
+    assert main(["plan", *options]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"eap +[\d,]+ +.+ +\d+\.\d\d\n.*circuits of 50% of the edges.*exact effects.*plan: about .* "
+                     r"forward passes; peak memory \d+\.\d\d GiB, .* 6 prompts at once", printed, re.S)
+    assert main(["plan", *options, "--memory", "10MiB"]) == 1
+    assert "--memory allows 0.01" in capsys.readouterr().err
+    rest = ["--out", str(tmp_path / "found"), "--calibrate", "0", "--resamples", "0"]
+    assert main(["discover", *options, "--memory", "100GiB", *rest]) == 0
+    assert "plan: about" in capsys.readouterr().err

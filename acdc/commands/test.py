@@ -86,6 +86,6 @@ def _other_task(arguments: argparse.Namespace, model: Any) -> tuple[Any, Any]:
 
     n = arguments.prompts if arguments.other_task in TASKS else None
     task = load_task(arguments.other_task, model.tokenizer, n=n, seed=arguments.seed)
-    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=arguments.device)
+    batches = task.batches(model.tokenizer, batch_size=arguments.batch_size, device=model.device)
     check_prompts(model, batches)
     return task, batches
