@@ -79,24 +79,27 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     check_address(address)
-    on_stop, collecting = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_USAGE_STATS_ENABLED")
+    on_stop, settings = signal.getsignal(signal.SIGTERM), _ray_settings()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a cluster that is started here reports to nobody
     try:
-        ray.init(address=address or None, log_to_driver=False, configure_logging=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise AcdcError(f"no Ray cluster at {address or 'the address that RAY_ADDRESS or this machine gives'}: "
-                        f"{str(error).splitlines()[0]}. Start one with `ray start --head`, and give its HOST:PORT, or "
-                        "local for this machine alone") from error
-    finally:
-        os.environ.pop("RAY_USAGE_STATS_ENABLED")
-        if collecting is not None:
-            os.environ["RAY_USAGE_STATS_ENABLED"] = collecting
-    try:
+        try:
+            ray.init(address=address or None, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise AcdcError(f"no Ray cluster at {address or 'the address that RAY_ADDRESS or this machine gives'}: "
+                            f"{str(error).splitlines()[0]}. Start one with `ray start --head`, and give its HOST:PORT, "
+                            "or local for this machine alone") from error
         yield
     finally:
         ray.shutdown()
+        for name in _ray_settings():  # ray sets some more
+            del os.environ[name]
+        os.environ.update(settings)
         with suppress(ValueError):  # not in the main thread, where ray sets none either
             signal.signal(signal.SIGTERM, on_stop)
+
+
+def _ray_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
 
 
 def divide(nodes: Sequence[Mapping[str, float]], n: int | None, *, on_gpu: bool) -> tuple[int, int, float]:

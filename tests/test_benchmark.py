@@ -111,6 +111,14 @@ def test_prompts_are_divided_without_overlap(given):
         split_prompts(str(given / "task.json"), TOKENIZER, 10, 5, 0)
 
 
+def test_built_in_tasks(given, tmp_path):
+    asked = command(given, tmp_path / "out", methods=["eap"])
+    asked[asked.index("--tasks") + 1] = "ioi"
+    run(*asked)
+    (cell,) = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
+    assert cell["task_sha256"] is None and "metric" in cell.get("message", "metric")  # the model may not be able to
+
+
 def test_a_finished_grid_is_not_measured_again(given, monkeypatch):
     before = (given / "out" / "results.json").read_text()
     monkeypatch.setattr(acdc.models, "load_model", None)

@@ -107,15 +107,16 @@ class Desk:
 
     def _prepare(self, cell: Cell) -> Prompts | AcdcError:
         """The prompts of the cell's task and seed, or why there are none, such as a task that the model cannot do."""
-        seed = cell.names["seed"]
+        seed, sha = cell.names["seed"], cell.names["task_sha256"]
         if self.prepared != (cell.task, seed):
-            if cell.names["task_sha256"] not in (None, file_hash(cell.task)):
+            if sha is not None and file_hash(cell.task) != sha:
                 raise AcdcError(f"{cell.task} is not the same file everywhere, or has changed since the start")
-            self.prepared, self.prompts = (cell.task, seed), None
+            self.prepared, self.prompts = None, None
             try:
                 self.prompts = self._prompts(cell.task, seed)
             except AcdcError as error:
                 self.prompts = error
+            self.prepared = (cell.task, seed)
         assert self.prompts is not None
         return self.prompts
 
