@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "machine", "stopping", "output_folder", "pieces", "tensor_file", "graph", "circuit", "task", "metrics", "patches", "architectures",
-         "transformer", "activations", "ablation", "positions", "live", "soft_circuit", "learning", "patching",
-         "optimal_ablation", "live_state", "resume", "packaged", "shipped", "models", "discovery", "evaluation",
-         "annotation", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
+ORDER = ("errors", "machine", "stopping", "output_folder", "pieces", "tensor_file", "graph", "circuit", "task",
+         "metrics", "patches", "architectures", "transformer", "activations", "ablation", "positions", "live",
+         "soft_circuit", "learning", "patching", "optimal_ablation", "live_state", "resume", "packaged", "shipped",
+         "models", "discovery", "evaluation", "annotation", "sae", "intervention", "export", "arguments", "grid",
+         "commands", "cli")
 READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
-WITHOUT_A_MODEL = {"errors", "output_folder", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap", "evaluation.comparison",
-                   "evaluation.difference", "evaluation.verdict", "export"}  # for export
+WITHOUT_A_MODEL = {"errors", "output_folder", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap",
+                   "evaluation.comparison", "evaluation.difference", "evaluation.verdict", "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers
