@@ -125,8 +125,13 @@ def _prompt(hf: Any, words: Any, random: torch.Generator) -> dict[str, Any]:
 
 def import_all() -> None:
     """Everything that a job imports when it runs, so that its forks need not."""
+    import safetensors.numpy  # noqa: F401
     import scipy.special  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast,
+    )
 
+    importlib.import_module("acdc.tasks.file")
     for module in pkgutil.walk_packages(acdc.__path__, "acdc."):
         if "commands" not in module.name and not module.name.endswith("_side"):
             importlib.import_module(module.name)

@@ -34,7 +34,8 @@ def test_the_same_command_writes_the_same_bytes(given, monkeypatch):
     monkeypatch.chdir(given)
     found = []
     for _ in range(2):
-        assert main(["discover", "--model", "model", "--task", "task.json", "--out", "out", "--calibrate", "50", "--resamples", "20"]) == 0
+        command = ["discover", "--model", "model", "--task", "task.json", "--out", "out", "--calibrate", "50"]
+        assert main([*command, "--resamples", "20"]) == 0
         assert main(["view", "out", "--out", "out/page.html"]) == 0
         files = {path.name: path.read_bytes() for path in (given / "out").iterdir()}
         for path in (given / "out").iterdir():
