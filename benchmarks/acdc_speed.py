@@ -2,21 +2,13 @@
 
     python -m acdc.benchmarks.acdc_speed small
     python -m acdc.benchmarks.acdc_speed real [--threshold 0.0005] [--prompts 16]
-    python -m acdc.benchmarks.acdc_speed kill [--kills 20]
 
 `small`: both versions on random GPT-2s of 4 layers and 8 heads, in one run; their decisions must be the same. `real`:
-all edges of SmolLM2 on IOI, with KL. `kill`: a search is killed with SIGKILL at random moments, again and again, and
-resumed from its journal; it must end in the circuit of a search that nobody disturbed. `--results benchmarks/results`
-also stores the numbers.
+all edges of SmolLM2 on IOI, with KL. `--results benchmarks/results` also stores the numbers.
 """
 
 import argparse
-import json
-import random
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -93,62 +85,25 @@ def real(threshold: float, prompts: int) -> list[dict]:
                 f"{kept:,} of {total:,} edges kept ({kept / total:.2%}), {tried:,} tried")]
 
 
-def search(threshold: float, journal: str) -> None:
-    """One search of the small model; prints its scores."""
-    model, batches = random_gpt2()
-    scores = acdc(model, batches, threshold=threshold, journal=journal or None)
-    print(json.dumps([str(value) for value in scores.values]))
-
-
-def kill(threshold: float, kills: int) -> list[dict]:
-    command = [sys.executable, "-W", "ignore", "-m", "acdc.benchmarks.acdc_speed", "search", "--threshold",
-               str(threshold), "--journal"]
-    rng, same, moments = random.Random(0), 0, []
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.journal"
-        expected = subprocess.run([*command, str(whole)], capture_output=True, text=True, check=True).stdout
-        for i in range(kills):
-            journal = Path(folder) / f"{i}.journal"
-            run = subprocess.Popen([*command, str(journal)], stdout=subprocess.DEVNULL)
-            moment = rng.random() * whole.stat().st_size
-            while run.poll() is None and (not journal.exists() or journal.stat().st_size < moment):
-                time.sleep(0.0005)
-            time.sleep(rng.random() * 0.005)
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            moments.append(journal.stat().st_size)
-            resumed = subprocess.run([*command, str(journal)], capture_output=True, text=True, check=True).stdout
-            same += resumed == expected
-    return [row(f"resumed to identical scores, of {kills} kills", same, "",
-                f"journals of {min(moments):,} to {max(moments):,} bytes at the kill")]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed and resumption of incremental ACDC.")
-    parser.add_argument("what", choices=["small", "real", "kill", "search"])
+    parser = argparse.ArgumentParser(description="Speed of incremental ACDC.")
+    parser.add_argument("what", choices=["small", "real"])
     parser.add_argument("--threshold", type=float, default=0.0005)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--journal", default="")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
-    if arguments.what == "search":
-        search(arguments.threshold, arguments.journal)
-        return
     title, about, measure = {
         "small": ("Incremental ACDC against sequential", "Random GPT-2s of 4 layers and 8 heads, 16 prompts of 12 "
                   "tokens, KL. Both versions decide the same, edge by edge.", small),
         "real": ("ACDC of a whole model", "All edges of SmolLM2, IOI, KL.",
                  lambda: real(arguments.threshold, arguments.prompts)),
-        "kill": ("ACDC killed and resumed", "A search is killed with SIGKILL at a random moment and resumed from its "
-                 "journal.", lambda: kill(arguments.threshold, arguments.kills)),
     }[arguments.what]
     rows = measure()
     for line in rows:
         print(f"{line['what']}: {number(line['value'], line['unit'])} ({line['meaning']})")
     if arguments.results:
         write_record(arguments.results, f"acdc_{arguments.what}", title=title, about=about, rows=rows, parameters={
-            "threshold": arguments.threshold, "prompts": arguments.prompts, "kills": arguments.kills},
+            "threshold": arguments.threshold, "prompts": arguments.prompts},
             command=f"python -m acdc.benchmarks.acdc_speed {arguments.what}")
 
 

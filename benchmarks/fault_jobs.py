@@ -10,13 +10,14 @@ import os
 import pkgutil
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import acdc.annotation.tuned_lens
 import acdc.discovery.masks
@@ -69,7 +70,9 @@ JOBS = {job.name: job for job in (
 )}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast  # whose import changes settings
+
     vocabulary = {token: i for i, token in enumerate(["<unk>", *WORDS, *(f"Ġ{word}" for word in WORDS)])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,8 +81,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prepare(folder: Path) -> None:
-    """A model, prompts whose answer is what the model says more of than for the corrupted prompt, text, a circuit."""
+    """What the jobs are about, and a circuit. It is made in a fork, so that this process, which is forked often, has no
+    threads, whose locks a fork would find locked for good."""
     import_all()
+    assert _in_fork(folder, partial(_make, folder), "log") == 0, (folder / "log").read_text()
+    assert run(folder, [*DISCOVER.split(), "--size", "30%", "--out", "found"]) == 0, (folder / "log").read_text()
+
+
+def _make(folder: Path) -> int:
+    """A model, prompts whose answer is what the model says more of than for the corrupted prompt, and a text."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     words = tokenizer()
     config = LlamaConfig(vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
@@ -95,10 +107,10 @@ def prepare(folder: Path) -> None:
         write_file(folder / name, json.dumps([_prompt(hf, words, random) for _ in range(n)]))
     drawn = torch.randint(len(WORDS), (400,), generator=random).tolist()
     write_file(folder / "text.txt", " ".join(WORDS[i] for i in drawn))
-    assert run(folder, [*DISCOVER.split(), "--size", "30%", "--out", "found"]) == 0, (folder / "log").read_text()
+    return 0
 
 
-def _prompt(hf: LlamaForCausalLM, words: PreTrainedTokenizerFast, random: torch.Generator) -> dict[str, Any]:
+def _prompt(hf: Any, words: Any, random: torch.Generator) -> dict[str, Any]:
     drawn = [WORDS[i] for i in torch.randperm(len(WORDS), generator=random)[: LENGTH + 1].tolist()]
     clean, other = drawn[:LENGTH], drawn[LENGTH]
     corrupted = [clean[0], other, *clean[2:]]
@@ -113,8 +125,13 @@ def _prompt(hf: LlamaForCausalLM, words: PreTrainedTokenizerFast, random: torch.
 
 def import_all() -> None:
     """Everything that a job imports when it runs, so that its forks need not."""
+    import safetensors.numpy  # noqa: F401
     import scipy.special  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast,
+    )
 
+    importlib.import_module("acdc.tasks.file")
     for module in pkgutil.walk_packages(acdc.__path__, "acdc."):
         if "commands" not in module.name and not module.name.endswith("_side"):
             importlib.import_module(module.name)
@@ -122,25 +139,34 @@ def import_all() -> None:
 
 def run(folder: Path, arguments: list[str], log: str = "log") -> int:
     """The exit status of a command, run in a fork, in a folder."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(folder, arguments, log), 0)[1])
+    return _in_fork(folder, partial(main, arguments), log)
 
 
-def start(folder: Path, arguments: list[str], log: str = "log") -> int:
-    """Starts a command in a fork; returns its process id. What it prints goes to a file in the folder."""
+def start(folder: Path, arguments: list[str]) -> int:
+    """Starts a command in a fork; returns its process id."""
+    return _fork(folder, partial(main, arguments), "log")
+
+
+def _in_fork(folder: Path, work: Callable[[], int], log: str) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(_fork(folder, work, log), 0)[1])
+
+
+def _fork(folder: Path, work: Callable[[], int], log: str) -> int:
+    """Works in a fork, in a folder; what it prints goes to a file there."""
     sys.stdout.flush()
     process = os.fork()
     if process:
         return process
     try:
         os.chdir(folder)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
         acdc.pieces.SECONDS = 0.0
         acdc.export.figure.figure_bytes = lambda figure, kind: b"drawn"  # which takes longer than all else
         for module in (acdc.discovery.masks, acdc.annotation.tuned_lens, acdc.sae.training):
             module.SAVE_EVERY = 2
-        status = main(arguments)
+        status = work()
         sys.stdout.flush()
     except BaseException as error:  # the fork must not go on as this process
         print(repr(error), file=sys.stderr, flush=True)

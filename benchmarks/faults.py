@@ -121,7 +121,7 @@ def interrupt_all(names: Sequence[str], times: int, signals: Sequence[signal.Sig
         prepare(given)
         for name in names:
             found = interrupt(JOBS[name], given, times, signals, random.Random(seed))
-            rows.append(row(name, found.in_time, "", f"interruptions of the running job, all resumed to the same bytes; "
+            rows.append(row(name, found.in_time, "", "interruptions of the running job, all resumed to the same bytes; "
                             f"{found.kept} had work to go on from"))
             print(f"{name}: {found.in_time} interruptions, all resumed to the same bytes; {found.kept} kept work",
                   flush=True)

@@ -7,7 +7,6 @@ allocations must stay the same, and the memory of the process nearly so.
 
 import gc
 import hashlib
-import random
 import tracemalloc
 import warnings
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from acdc.benchmarks.record import row  # pyright: ignore[reportMissingImports]
 from acdc.discovery import METHODS
@@ -53,7 +51,7 @@ def soak(n: int) -> list[dict]:
         failed += _run(i, *models[i % 2])
         if (i + 1) % len(CYCLE) == 0 or i + 1 == n:
             gc.collect()
-            tensors.append(sum(isinstance(each, Tensor) for each in gc.get_objects()))
+            tensors.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
             traced.append(tracemalloc.get_traced_memory()[0])
             resident.append(memory_now() * 2**30)
     tracemalloc.stop()
@@ -72,6 +70,8 @@ def soak(n: int) -> list[dict]:
 
 
 def _models() -> list[Transformer]:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM  # whose import changes settings
+
     sizes = {"vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0}
     torch_state = torch.get_rng_state()
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def state(model: Transformer) -> dict[str, Any]:
                                for module in hf.modules()],
         "grad mode": torch.is_grad_enabled(), "inference mode": torch.is_inference_mode_enabled(),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's random state": np.random.get_state()[1].tobytes(), "Python's random state": random.getstate(),
+        "numpy's random state": np.random.get_state()[1].tobytes(),
         "settings": [torch.get_num_threads(), str(torch.get_default_dtype()), len(warnings.filters),
                      torch.are_deterministic_algorithms_enabled(), sorted(np.geterr().items())],
     }

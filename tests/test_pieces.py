@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from conftest import make_batch, tiny
 
 import acdc.pieces
-from acdc.ablation import ABLATIONS
 from acdc.annotation.causal_tracing import Noise, trace
 from acdc.annotation.effects import node_effects
 from acdc.annotation.patching_sweep import sweep
@@ -16,9 +14,6 @@ from acdc.evaluation.calibration import calibrate
 from acdc.metrics import METRICS
 from acdc.optimal_ablation import learn_ablation
 from acdc.pieces import piece, piece_of_json, resumable
-
-QUICK = {"acdc_sequential": {"threshold": 0.05}, "edge_pruning": {"steps": 2, "prompts_per_step": 2},
-         "subnetwork_probing": {"steps": 2, "prompts_per_step": 2}, "ugs": {"steps": 2, "prompts_per_step": 2}}
 
 
 class Killed(BaseException):
@@ -69,9 +64,8 @@ def test_pieces_are_computed_once(tmp_path, monkeypatch):
     whole = compute()
     assert len(calls) == 9
     calls.clear()
-    found, counts = interrupted(tmp_path, monkeypatch, compute, after=6)  # 1 whole, its 3 parts, 2 parts of the next
-    assert counts == [6 + 1, 12 - 6 + 1 - 1] or sum(counts) >= 12
-    assert sorted(calls) == [(i, j) for i in range(3) for j in range(3)]
+    found, counts = interrupted(tmp_path, monkeypatch, compute, after=6)  # a whole and its parts, one of the next
+    assert counts == [6, 7] and sorted(calls) == [(i, j) for i in range(3) for j in range(3)]
     for one, other in zip(whole, found, strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[key], other[key]) and one[key].dtype == other[key].dtype for key in one)
@@ -113,21 +107,19 @@ def test_damage_and_disorder_are_told(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"acdc", "random"}))
-def test_every_method_goes_on_to_the_same_scores(tmp_path, monkeypatch, name):
-    """Those of learned masks have a checkpoint instead, and compute no pieces beside those of their start."""
+@pytest.mark.parametrize("name", ["eap", "hisp", "ifr", "exact", "ensemble", "edge_pruning", "acdc_sequential"])
+def test_a_method_goes_on_to_the_same_scores(tmp_path, monkeypatch, name):
+    """`edge_pruning`, which has a checkpoint, computes the scores that it starts from in pieces."""
     model, batches = tiny("llama"), [make_batch(2, seed=seed) for seed in range(3)]
+    options = {"edge_pruning": {"steps": 2, "prompts_per_step": 2},
+               "acdc_sequential": {"shortlist": METHODS["eap"](model, batches).top(6, by="magnitude")}}.get(name, {})
 
     def compute():
-        return METHODS[name](model, batches, **QUICK.get(name, {}))
+        return METHODS[name](model, batches, **options)
 
-    if name in ("subnetwork_probing", "ugs"):
-        return
     expected = compute()
     found, counts = interrupted(tmp_path, monkeypatch, compute, after=2)
     assert counts[0] == 2 and counts[1] >= 1 and found == expected
-    total = interrupted(tmp_path / "again", monkeypatch, compute, after=1)[1] if False else counts
-    assert sum(total) >= 3
 
 
 def test_other_long_work_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
@@ -139,9 +131,9 @@ def test_other_long_work_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
         return learn_ablation(model, batches, circuit=circuit, steps=60)(batches[0]).activations.final
 
     works = {
+        "sweep": lambda: list(sweep(model, batches, metric, place="mlp").values.ravel()),
         "calibration": lambda: calibrate(model, scores, batches, metric, n=60).summary(),
         "node effects": lambda: node_effects(model, batches, metric, ["a0.h0", "m1"]),
-        "sweep": lambda: sweep(model, batches, metric).values.tolist(),
         "trace": lambda: {kind: values.tolist() for kind, values in trace(
             model, batches[0].clean[0], 3, [2], Noise(0.5, 2), window=1).restored.items()},
         "constants": lambda: learned().tolist(),
@@ -153,6 +145,3 @@ def test_other_long_work_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
             found, counts = interrupted(tmp_path / name, patch, compute, after=1)
             assert counts[0] == 1 and counts[1] >= 1 and found == expected, name
 
-
-def test_there_are_ablations():
-    assert "resample" in ABLATIONS and torch.is_grad_enabled()

@@ -62,7 +62,8 @@ def writers(source: str) -> set[str]:
 
 def test_the_search_for_writers_finds_them():
     source = ("open(p, 'w')\np.open(mode='ab')\np.write_text('')\nnp.save(p, x)\nimport io\nfigure.savefig(path)\n"
-              "json.dump(x, f)\nopen(p)\nopen(p, 'rb')\njson.dumps(x)\nfigure.savefig(file)\np.open('r+b' if x else 'r')")
+              "json.dump(x, f)\nopen(p)\nopen(p, 'rb')\njson.dumps(x)\nfigure.savefig(file)\n"
+              "p.open('r+b' if x else 'r')")
     assert writers(source) == {"open", "write_text", "np.save", "savefig", "json.dump"}
 
 
@@ -80,7 +81,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_file(path, "old")
     replace, seen, synced = os.replace, [], []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor))
+    monkeypatch.setattr(os, "fsync", synced.append)
 
     def watched(src, dst):
         seen.append((Path(src).parent, Path(src).read_bytes(), Path(dst).read_bytes(), len(synced)))
@@ -193,7 +194,8 @@ def test_a_disk_that_is_really_full(tmp_path, how):
     from acdc.discovery.journal import Journal
 
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
-    if how == "disk" and (sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode):
+    if how == "disk" and (sys.platform != "linux"
+                          or subprocess.run(mount, capture_output=True, check=False).returncode):
         pytest.skip("no disk can be mounted here")
     try:
         code = FILLS.replace("if sys.argv", f"{FILL}if sys.argv", 1)

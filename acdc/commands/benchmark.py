@@ -55,9 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
         grid = Grid(arguments, folder, runs)
         try:
             grid.measure()
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"interrupted; {len(folder.all_cells())} finished cells are in {folder.path}, and "
-                                    "the same command goes on from there") from error
+        except KeyboardInterrupt as stop:
+            stop.args = (f"interrupted; {len(folder.all_cells())} finished cells are in {folder.path}, and the same "
+                         "command goes on from there",)
+            raise
         finally:
             write_tables(folder.path, grid.in_order(folder.all_cells()), settings)
         print(f"\nwritten to {folder.path}: {', '.join(sorted(p.name for p in folder.path.glob('[!.]*.*')))}")
