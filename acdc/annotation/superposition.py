@@ -75,7 +75,8 @@ def neurons_and_features(model: Transformer, coder: Coder, tokens: Int[Tensor, "
     """
     at = site(model, coder.site)
     if at.kind != "m" or len(coder.reads) > 1:
-        raise AcdcError(f"the coder reads {', '.join(coder.reads)}, which is not one MLP; give one of m5 or m5.in")
+        raise AcdcError(f"the coder reads {', '.join(coder.reads)}, which has no neurons of its own; give a coder of "
+                        "one MLP, such as m5 or m5.in")
     name = f"m{at.layer}.neurons"
     neurons, features = [], []
     with torch.no_grad():

@@ -22,5 +22,5 @@ def check_on_model(model: Transformer, coder: SparseCoder | CrossLayerTarget) ->
     found = widths(model, list({name for name, _, _ in of_site}))
     for name, does, expected in of_site:
         if found[name] != expected:
-            raise AcdcError(f"the coder {does} {expected} dimensions at {name}, which has {found[name]} in {model.name}; "
-                            "give one that was trained on this site of this model")
+            raise AcdcError(f"the coder {does} {expected} dimensions at {name}, which has {found[name]} in "
+                            f"{model.name}; give one that was trained on this site of this model")

@@ -131,6 +131,9 @@ def as_saelens(coder: SparseCoder, model_name: str) -> tuple[dict[str, Any], dic
         skip = "skip_" * ("W_skip" in coder.weights)
         architecture = f"{'jumprelu_' * (coder.architecture == 'jumprelu')}{skip}transcoder"
         config |= {"d_out": coder.d_out}
-        config["metadata"]["hook_name_out"] = hook_of(coder.target)
+        written = hook_of(coder.target)
+        if coder.record.get("before_post_norm"):
+            written = written.replace("hook_mlp_out", "mlp.hook_out")
+        config["metadata"]["hook_name_out"] = written
     config["architecture"] = architecture
     return config, dict(coder.weights)

@@ -101,5 +101,5 @@ def test_neurons_and_features_of_a_coder_on_the_same_tokens(name):
     neurons, features = neurons_and_features(model, coder, tokens)
     torch.testing.assert_close(neurons, seen["neurons"][:, 1:].flatten(0, 1))
     torch.testing.assert_close(features, torch.relu(seen[name][:, 1:].flatten(0, 1) @ weights["W_enc"]))
-    with pytest.raises(AcdcError, match="reads resid1, which has no neurons"):
+    with pytest.raises(AcdcError, match="reads resid1, which has no neurons of its own"):
         neurons_and_features(model, replace(coder, site="resid1"), tokens)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from acdc.errors import AcdcError
 from acdc.sae.circuit_tracer import read_cross_layer
-from acdc.sae.formats import load_coder, load_coders
+from acdc.sae.formats import load_coder, load_coders, save_coder
 
 D, F, LAYERS = 6, 11, 3
 
@@ -50,6 +50,11 @@ def test_a_set_of_transcoders_is_loaded_whole_or_by_layer(layers):
             torch.testing.assert_close(found(X[layer]), rebuilt(one_layer(layer), X[layer]))
             assert found.kind == "skip transcoder" and found.record["before_post_norm"]
             assert found.record["model_name"] == "tiny"
+
+
+def test_what_is_before_a_norm_that_follows_is_still_known_in_saelens_files(layers, tmp_path):
+    save_coder(load_coder(layers, layer=1), tmp_path / "again")
+    assert load_coder(tmp_path / "again").record["before_post_norm"]
 
 
 @pytest.mark.parametrize(("reads", "writes", "expected"), [
