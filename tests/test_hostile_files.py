@@ -1,6 +1,6 @@
 """Spoilt and hostile files of every format give one clear error: nothing is run, written or allocated without measure.
 
-`ACDC_FUZZ=10000 pytest tests/test_hostile_files.py` runs that many cases, with a new seed each time, and counts what was
+`ACDC_FUZZ=10000 pytest tests/test_hostile_files.py` runs that many cases, with new seeds, and counts what was
 read and what was refused.
 """
 
