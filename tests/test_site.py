@@ -61,7 +61,7 @@ def pages(site: Path) -> dict[str, Page]:
 
 def test_every_document_is_a_page_and_in_the_navigation(site, pages):
     documents = {f"{path.stem}.html" for path in (ROOT / "docs").glob("*.md")}
-    others = {"tutorial.html", "results/index.html", "CONTRIBUTING.html", "CHANGELOG.html"}
+    others = {"tutorial.html", "results/index.html", "CONTRIBUTING.html", "SECURITY.html", "CHANGELOG.html"}
     assert documents | others <= set(pages)
     assert documents | others <= {"index.html", *pages["404.html"].links, *pages["index.html"].links}
 
@@ -101,7 +101,7 @@ def test_the_tutorial_shows_code_outputs_and_figure(site, pages):
 def test_links_to_nowhere_and_a_forgotten_page_fail_the_build(tmp_path):
     for name in ("docs", "dev", "acdc", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
-    for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("mkdocs.yml", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "docs" / "forgotten.md").write_text("[a](gone.md) [b](glossary.md#gone)", encoding="utf-8")
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
