@@ -92,7 +92,7 @@ def legible(circuit: Circuit, max_edges: int | None, page: Page, draw: Callable[
         if drawing.smallest_text >= SMALLEST or n == 1:
             return drawing
         fewer = True
-        n = max(1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST)))
+        n = max(1, min(n - 1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST))))
 
 
 def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
