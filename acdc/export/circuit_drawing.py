@@ -114,7 +114,8 @@ def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Cl
     shapes = [
         *_bands(layout, page), *_columns(circuit.graph, layout, page),
         *(_carried_links if circuit.graph.positions else _fixed_links)(circuit.graph, shown, layout),
-        *(_edges(circuit, shown, look, layout, page) if legible else ()), *_nodes(layout, classes), *_head_shapes(head, layout),
+        *(_edges(circuit, shown, look, layout, page) if legible else ()),
+        *_nodes(layout, classes), *_head_shapes(head, layout),
         *legend_shapes(look.entries, layout.width, page.width),
     ]
     return Drawing(layout.width, layout.height, tuple(shapes)).scaled_to(page.printed)
