@@ -98,7 +98,7 @@ def legible(circuit: Circuit, max_edges: int | None, page: Page, draw: Callable[
 def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
     """The edges `shown`, as wide as |score|, in colours and with words of one's own.
 
-    Without their lines where letters are smaller than `SMALLEST`: what is to be drawn with fewer edges is only measured.
+    Without their lines where letters are smaller than `SMALLEST`: that drawing is only measured, and drawn with fewer.
     """
     classes = classes or Classes((), {}, {})
     places = {place for edge in shown.edges.tolist() for place in edge_ends(circuit.graph, edge)}
