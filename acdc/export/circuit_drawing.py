@@ -305,21 +305,23 @@ def upward(start: tuple[float, float], end: tuple[float, float], bows: tuple[flo
 
     Where each of these goes behind a box, curves that bow in one half alone or lean more are tried too.
     """
-    (x0, y0), (x1, y1) = start, end
-
-    def curves(turns: list[tuple[float, float, float]]) -> tuple[Curve, float]:
-        made = [np.array([[x0, y0], [x0 + first, y0 + lift * (y1 - y0)], [x1 + second, y1 - lift * (y1 - y0)],
-                          [x1, y1]]) for first, second, lift in turns]
-        bends = [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
-        return clearest(made, bends, others, left, right)
-
-    others = [box for box in others if min(y0, y1) - box.height < box.y < max(y0, y1) + box.height]
-    best, cost = curves([(bow, bow, 0.45) for bow in bows])
+    others = [box for box in others
+              if min(start[1], end[1]) - box.height < box.y < max(start[1], end[1]) + box.height]
+    best, cost = clearest(*_curves(start, end, [(bow, bow, 0.45) for bow in bows]), others, left, right)
     if cost < BEHIND or len(others) > MOST_BOXES:
         return best
-    other, other_cost = curves([(first, second, lift) for first in bows[::2] for second in bows[::2]
-                                for lift in LIFTS])
+    turns = [(first, second, lift) for first in bows[::2] for second in bows[::2] for lift in LIFTS]
+    other, other_cost = clearest(*_curves(start, end, turns), others, left, right)
     return other if other_cost < cost else best
+
+
+def _curves(start: tuple[float, float], end: tuple[float, float], turns: list[tuple[float, float, float]]
+            ) -> tuple[list[Curve], list[float]]:
+    """Curves that bow by so much in their first and second half, starting so steeply; and how bent each is."""
+    (x0, y0), (x1, y1) = start, end
+    made = [np.array([[x0, y0], [x0 + first, y0 + lift * (y1 - y0)], [x1 + second, y1 - lift * (y1 - y0)], [x1, y1]])
+            for first, second, lift in turns]
+    return made, [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
 
 
 def clearest(curves: list[Curve], bends: list[float], others: list[Box], left: float = -np.inf,

@@ -40,12 +40,12 @@ def words(drawing: Drawing) -> list[str]:
 
 @pytest.mark.parametrize("width", ["single", "double"])
 @pytest.mark.parametrize("n", [20, 100, 500])
-@pytest.mark.parametrize("positions", [(), ("IO", "S1", "S1+1", "S2", "other", "end")])
-@pytest.mark.parametrize(("graph", "seed"), [((12, 12, 12), 0), ((30, 9, 3), 1)])
+@pytest.mark.parametrize("positions", [(), ("S1", "S2", "end")])
+@pytest.mark.parametrize(("graph", "seed"), [((6, 8, 8), 0), ((12, 4, 2), 1)])
 def test_labels_fit_the_page_are_apart_and_can_be_read(width, n, positions, graph, seed):
     """Of the default number of edges, and of all that were asked for, in the figure and in TikZ."""
     circuit = scored(Graph(*graph, positions=positions), n, seed)
-    for max_edges in {None, n} if seed == 0 and n < 500 else {None}:
+    for max_edges in {None, n} if n == 100 else {None}:
         drawing = circuit_drawing(circuit, width=width, roles=ROLES if seed == 0 else {}, max_edges=max_edges)
         check_labels(drawing, WIDTHS[width])
 
