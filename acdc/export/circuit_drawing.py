@@ -92,13 +92,13 @@ def legible(circuit: Circuit, max_edges: int | None, page: Page, draw: Callable[
         if drawing.smallest_text >= SMALLEST or n == 1:
             return drawing
         fewer = True
-        n = max(1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST)))
+        n = max(1, min(n - 1, int(len(shown.edges) * min(0.75, drawing.smallest_text / SMALLEST))))
 
 
 def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Classes | None = None) -> Drawing:
     """The edges `shown`, as wide as |score|, in colours and with words of one's own.
 
-    Without their lines where letters are smaller than `SMALLEST`: what is to be drawn with fewer edges is only measured.
+    Without their lines where letters are smaller than `SMALLEST`: that drawing is only measured, and drawn with fewer.
     """
     classes = classes or Classes((), {}, {})
     places = {place for edge in shown.edges.tolist() for place in edge_ends(circuit.graph, edge)}
@@ -114,7 +114,8 @@ def drawn(circuit: Circuit, shown: Backbone, look: Look, page: Page, classes: Cl
     shapes = [
         *_bands(layout, page), *_columns(circuit.graph, layout, page),
         *(_carried_links if circuit.graph.positions else _fixed_links)(circuit.graph, shown, layout),
-        *(_edges(circuit, shown, look, layout, page) if legible else ()), *_nodes(layout, classes), *_head_shapes(head, layout),
+        *(_edges(circuit, shown, look, layout, page) if legible else ()),
+        *_nodes(layout, classes), *_head_shapes(head, layout),
         *legend_shapes(look.entries, layout.width, page.width),
     ]
     return Drawing(layout.width, layout.height, tuple(shapes)).scaled_to(page.printed)
@@ -304,21 +305,23 @@ def upward(start: tuple[float, float], end: tuple[float, float], bows: tuple[flo
 
     Where each of these goes behind a box, curves that bow in one half alone or lean more are tried too.
     """
-    (x0, y0), (x1, y1) = start, end
-
-    def curves(turns: list[tuple[float, float, float]]) -> tuple[Curve, float]:
-        made = [np.array([[x0, y0], [x0 + first, y0 + lift * (y1 - y0)], [x1 + second, y1 - lift * (y1 - y0)],
-                          [x1, y1]]) for first, second, lift in turns]
-        bends = [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
-        return clearest(made, bends, others, left, right)
-
-    others = [box for box in others if min(y0, y1) - box.height < box.y < max(y0, y1) + box.height]
-    best, cost = curves([(bow, bow, 0.45) for bow in bows])
+    others = [box for box in others
+              if min(start[1], end[1]) - box.height < box.y < max(start[1], end[1]) + box.height]
+    best, cost = clearest(*_curves(start, end, [(bow, bow, 0.45) for bow in bows]), others, left, right)
     if cost < BEHIND or len(others) > MOST_BOXES:
         return best
-    other, other_cost = curves([(first, second, lift) for first in bows[::2] for second in bows[::2]
-                                for lift in LIFTS])
+    turns = [(first, second, lift) for first in bows[::2] for second in bows[::2] for lift in LIFTS]
+    other, other_cost = clearest(*_curves(start, end, turns), others, left, right)
     return other if other_cost < cost else best
+
+
+def _curves(start: tuple[float, float], end: tuple[float, float], turns: list[tuple[float, float, float]]
+            ) -> tuple[list[Curve], list[float]]:
+    """Curves that bow by so much in their first and second half, starting so steeply; and how bent each is."""
+    (x0, y0), (x1, y1) = start, end
+    made = [np.array([[x0, y0], [x0 + first, y0 + lift * (y1 - y0)], [x1 + second, y1 - lift * (y1 - y0)], [x1, y1]])
+            for first, second, lift in turns]
+    return made, [(abs(first) + abs(second)) / 2 + abs(lift - 0.45) for first, second, lift in turns]
 
 
 def clearest(curves: list[Curve], bends: list[float], others: list[Box], left: float = -np.inf,

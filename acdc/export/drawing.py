@@ -86,7 +86,7 @@ Shape = Panel | Stroke | Patch | Words
 
 @dataclass(frozen=True)
 class Drawing:
-    """Shapes on a page of `width` by `height` inches. `fewer`: fewer edges than asked for, so that letters are legible."""
+    """Shapes on a page of `width` by `height` inches. `fewer`: fewer edges than asked for, to be legible."""
 
     width: float
     height: float

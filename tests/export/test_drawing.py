@@ -40,13 +40,14 @@ def words(drawing: Drawing) -> list[str]:
 
 @pytest.mark.parametrize("width", ["single", "double"])
 @pytest.mark.parametrize("n", [20, 100, 500])
-@pytest.mark.parametrize("positions", [(), ("IO", "S1", "S1+1", "S2", "other", "end")])
-@pytest.mark.parametrize(("graph", "seed"), [((12, 12, 12), 0), ((30, 9, 3), 1), ((6, 32, 8), 2)])
+@pytest.mark.parametrize("positions", [(), ("S1", "S2", "end")])
+@pytest.mark.parametrize(("graph", "seed"), [((6, 8, 8), 0), ((12, 4, 2), 1)])
 def test_labels_fit_the_page_are_apart_and_can_be_read(width, n, positions, graph, seed):
     """Of the default number of edges, and of all that were asked for, in the figure and in TikZ."""
     circuit = scored(Graph(*graph, positions=positions), n, seed)
-    for max_edges in {None, n} if seed == 0 or n < 500 else {None}:
-        drawing = circuit_drawing(circuit, width=width, roles=ROLES if seed == 0 else {}, max_edges=max_edges)
+    roles = {"a5.h7": "name mover", "a3.h1": "S-inhibition", "m0": "early MLP"}
+    for max_edges in {None, n} if n == 100 else {None}:
+        drawing = circuit_drawing(circuit, width=width, roles=roles if seed == 0 else {}, max_edges=max_edges)
         check_labels(drawing, WIDTHS[width])
 
 
@@ -112,18 +113,18 @@ def test_lines_behind_boxes_are_broken_and_those_that_end_there_touch():
 
 
 def test_fewer_edges_are_drawn_where_letters_would_be_too_small():
-    circuit = gpt2_sized(500, tuple(map(str, range(14))))
-    drawing = circuit_drawing(circuit, width="single", max_edges=500)
+    circuit = scored(Graph(3, 4, 4, positions=tuple(map(str, range(14)))), 100)
+    drawing = circuit_drawing(circuit, width="single", max_edges=100)
     drawn = sum(isinstance(shape, Stroke) and bool(shape.name) for shape in drawing.shapes)
-    assert drawing.fewer and drawing.smallest_text >= 5 and 0 < drawn < 500
-    assert f"shown: {drawn} of 500 kept edges" in " ".join(words(drawing))
+    assert drawing.fewer and drawing.smallest_text >= 5 and 0 < drawn < 100
+    assert f"shown: {drawn} of 100 kept edges" in " ".join(words(drawing))
     assert not circuit_drawing(circuit, max_edges=3).fewer
 
 
 def test_a_remark_on_a_role_is_a_star_of_the_same_tint():
     graph = Graph(12, 12, 12)
-    classes = classes_of_roles(graph, {"a9.h9": "name mover", "a1.h0": "name mover (seen, alone)", "a2.h2": "negative mover",
-                                       "a3.h3": "attention sink (seen)"})
+    classes = classes_of_roles(graph, {"a9.h9": "name mover", "a1.h0": "name mover (seen, alone)",
+                                       "a11.h2": "negative mover", "a3.h3": "attention sink (seen)"})
     tags = {name: tag for tag, name, _ in classes.legend()}
     assert tags == {"name mover": "NM", "name mover (seen)": "NM*", "negative mover": "NEM",
                     "attention sink (seen)": "AS*"}
