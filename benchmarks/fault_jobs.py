@@ -128,7 +128,11 @@ def import_all() -> None:
     import safetensors.numpy  # noqa: F401
     import scipy.special  # noqa: F401
     from transformers import (  # noqa: F401
-        AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
     )
 
     importlib.import_module("acdc.tasks.file")
