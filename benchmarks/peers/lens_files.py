@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from acdc.annotation.sites import read
 from acdc.annotation.tuned_lens import TunedLens, load_tuned_lens, save_tuned_lens
@@ -31,6 +30,8 @@ def logits(model: Transformer, lens: TunedLens, tokens: torch.Tensor) -> torch.T
 
 
 def main(python: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM  # here, as importing them changes settings
+
     torch.manual_seed(0)
     hf = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=64,
                                       num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2))
