@@ -128,7 +128,11 @@ def import_all() -> None:
     import safetensors.numpy  # noqa: F401
     import scipy.special  # noqa: F401
     from transformers import (  # noqa: F401
-        AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
     )
 
     importlib.import_module("acdc.tasks.file")
@@ -165,7 +169,7 @@ def _fork(folder: Path, work: Callable[[], int], log: str) -> int:
         acdc.pieces.SECONDS = 0.0
         acdc.export.figure.figure_bytes = lambda figure, kind: b"drawn"  # which takes longer than all else
         for module in (acdc.discovery.masks, acdc.annotation.tuned_lens, acdc.sae.training):
-            module.SAVE_EVERY = 2
+            vars(module)["SAVE_EVERY"] = 2
         status = work()
         sys.stdout.flush()
     except BaseException as error:  # the fork must not go on as this process
