@@ -137,7 +137,7 @@ def state(model: Transformer) -> dict[str, Any]:
                                for module in hf.modules()],
         "grad mode": torch.is_grad_enabled(), "inference mode": torch.is_inference_mode_enabled(),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's random state": repr(np.random.get_state()[1:]),
+        "numpy's random state": repr(np.random.get_state()),
         "settings": [torch.get_num_threads(), str(torch.get_default_dtype()), len(warnings.filters),
                      torch.are_deterministic_algorithms_enabled(), sorted(np.geterr().items())],
     }
