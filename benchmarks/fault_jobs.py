@@ -169,7 +169,7 @@ def _fork(folder: Path, work: Callable[[], int], log: str) -> int:
         acdc.pieces.SECONDS = 0.0
         acdc.export.figure.figure_bytes = lambda figure, kind: b"drawn"  # which takes longer than all else
         for module in (acdc.discovery.masks, acdc.annotation.tuned_lens, acdc.sae.training):
-            module.SAVE_EVERY = 2
+            vars(module)["SAVE_EVERY"] = 2
         status = work()
         sys.stdout.flush()
     except BaseException as error:  # the fork must not go on as this process

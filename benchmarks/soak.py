@@ -72,7 +72,7 @@ def soak(n: int) -> list[dict]:
 def _models() -> list[Transformer]:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM  # whose import changes settings
 
-    sizes = {"vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {"vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0}
     torch_state = torch.get_rng_state()
     torch.manual_seed(0)
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=16, **sizes))
@@ -137,7 +137,7 @@ def state(model: Transformer) -> dict[str, Any]:
                                for module in hf.modules()],
         "grad mode": torch.is_grad_enabled(), "inference mode": torch.is_inference_mode_enabled(),
         "torch's random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's random state": np.random.get_state()[1].tobytes(),
+        "numpy's random state": repr(np.random.get_state()),
         "settings": [torch.get_num_threads(), str(torch.get_default_dtype()), len(warnings.filters),
                      torch.are_deterministic_algorithms_enabled(), sorted(np.geterr().items())],
     }
