@@ -14,6 +14,7 @@ from functools import partial, reduce
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from acdc.activations import Activations, attention_bias, record
 from acdc.errors import AcdcError, unknown_name

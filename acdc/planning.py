@@ -143,7 +143,7 @@ def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: i
         peak = peak_bytes(lambda few=few: stage.sample([few]), model.device, known)
         points.append((n, peak, times * scale * seconds))
         spent += time.perf_counter() - start
-        if spent > SECONDS:
+        if spent > SECONDS and len(points) > 1:  # two, so that what does not grow with prompts is told apart
             break
         n *= 2
     n, peak, seconds = points[-1]

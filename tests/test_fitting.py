@@ -144,23 +144,22 @@ sys.path[:0] = ["tests"]
 torch.set_num_threads(1)
 from conftest import make_batch, tiny
 from acdc.discovery import METHODS
-from acdc.evaluation.faithfulness import measure
 from acdc.metrics import METRICS
 import logging; logging.basicConfig(stream=sys.stdout)
 
-model, batches = tiny("llama", torch.float32), [make_batch(1500, 20)]
+model, batches = tiny("llama"), [make_batch(1500, 20)]
 eap = METHODS["eap"]
-expected = eap(model, [make_batch(1500, 20).rows(slice(i, i + 100)) for i in range(0, 1500, 100)])
+expected = eap(model, [make_batch(1500, 20).rows(slice(i, i + 300)) for i in range(0, 1500, 300)])
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 limit = int(status["VmData"].split()[0]) * 1024 + 60 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 found = eap(model, batches)
-np.testing.assert_allclose(found.values, expected.values, atol=1e-6 * np.abs(expected.values).max())
+np.testing.assert_allclose(found.values, expected.values, atol=1e-9)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_process_with_little_memory():
-    done = subprocess.run([sys.executable, "-c", LIMITED], check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LIMITED], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "out of memory with 1500 prompts at once" in done.stdout, done.stdout
