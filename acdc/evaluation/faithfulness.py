@@ -152,7 +152,7 @@ def _of_item(model: Transformer, metric: Metric, replace: Ablation, fits: Halvin
         found = [ends[0] if circuit.kept.all() else ends[1] if not circuit.kept.any() else
                  metric(run_circuit(model, part, circuit, replacement), part, reference).double()
                  for circuit in circuits]
-        return torch.stack([*ends, *found]).cpu().numpy()
+        return torch.stack([*ends, *found]).detach().cpu().numpy()
 
     values = np.concatenate([found for _, found in fits.over(len(batch), rows_of)], axis=1)
     return {"ends": values[:3], "circuits": values[3:]}
