@@ -23,15 +23,15 @@ from typing import Any
 ASSETS = ("circuit_tracer/frontend/assets", "frontend/assets", ".")
 NOT_NEEDED = ("hotserver", "npy_v0", "favicon", "/features/")
 LIBRARIES = {"d3": "d3/dist/d3.min.js", "dagre": "dagre/dist/dagre.min.js", "pako": "pako/dist/pako.min.js"}
-# The page's own jetpack extends d3 7. npm's asks for d3 4, of which this gives it what d3 7 lacks, and its charts do not
-# draw their axes themselves.
+# The page's own jetpack extends d3 7. npm's asks for d3 4, so it gets d3 7 with what that lacks of d3 4; and its charts
+# get a method that draws their axes.
 JETPACK = """(() => {
     const of = (run, require) => { const exports = {}; run(exports, {exports}, require); return exports; };
     const collection = of((exports, module, require) => { %s });
     const d3_4 = {...d3, ...collection, get event() { return window.event; }};
     const jetpack = of((exports, module, require) => { %s }, () => d3_4);
-    const conventions = of_page => {
-        const c = jetpack.conventions(of_page);
+    const conventions = options => {
+        const c = jetpack.conventions(options);
         c.drawAxis = svg => jetpack.drawAxis({...c, svg: svg ?? c.svg});
         return c;
     };
