@@ -47,6 +47,8 @@ def node_effects(model: Transformer, batches: Sequence[Batch], metric: Metric, n
     node (backup heads): then each alone seems to matter little. Raises `AcdcError` for an unknown node, and for a
     single prompt, which has no spread.
     """
+    if not nodes:
+        return {}
     with torch.no_grad(), frozen(model), tqdm(total=len(nodes) * len(batches), desc="patching nodes", unit="node",
                                               disable=not progress) as bar:
         found, fits = [], Halving()

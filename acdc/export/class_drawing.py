@@ -177,7 +177,7 @@ def _column_of(circuit: Circuit, classes: Classes) -> dict[str, int]:
 def _lines(classes: Classes, name: str) -> list[str]:
     """The class's name and its nodes, each line of few letters; what does not fit is counted."""
     nodes = sorted(classes.members[name], key=lambda node: (node.layer, node.kind, node.index))
-    lines = textwrap.wrap("  ".join(label(node) for node in nodes), MAX_LETTERS)
+    lines = textwrap.wrap(", ".join(label(node) for node in nodes), MAX_LETTERS)
     if len(lines) > MAX_LINES:
         n_shown = sum(len(line.split()) for line in lines[: MAX_LINES - 1])
         lines = [*lines[: MAX_LINES - 1], f"and {len(nodes) - n_shown} more"]

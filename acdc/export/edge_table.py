@@ -50,6 +50,8 @@ def circuit_from_table(text: str, graph: Graph, source: str = "the text") -> Cir
             edge = graph.edge(row["edge"])
             kept[edge] = {"0": False, "1": True}[row["kept"]]
             values[edge] = float(row["score"] or "-inf")
+            if row["score"] and not np.isfinite(values[edge]):
+                raise ValueError(f"the score is {row['score']}; leave it empty where the edge was never tried")
         except (AcdcError, KeyError, ValueError) as error:
             raise AcdcError(f"{source}: row {i}: {error}") from error
         if edge in seen:

@@ -10,6 +10,7 @@ The formats of graphs (GraphML, GEXF, Cytoscape, DOT) differ in how they write t
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ def from_record(header: str, edges: Iterable[Mapping[str, Any]], source: str) ->
             raise AcdcError(f"{source}: the edge {graph.edge_name(edge)!r} is given twice")
         seen[edge] = True
         kept[edge] = row.get("kept", True)
-        values[edge] = row.get("score", -np.inf)
+        values[edge] = _score(graph, edge, row, source)
     scores = None if data["scores_provenance"] is None else EdgeScores(graph, values, data["scores_provenance"])
     if not isinstance(data["roles"], dict):
         raise AcdcError(f'{source}: field "roles" must be an object')
@@ -203,6 +204,19 @@ def _edge_number(graph: Graph, row: Mapping[str, Any], source: str) -> int:
         return graph.edge(name)
     except AcdcError as error:
         raise AcdcError(f"{source}: {error}") from error
+
+
+def _score(graph: Graph, edge: int, row: Mapping[str, Any], source: str) -> float:
+    if "score" not in row:
+        return -math.inf
+    try:
+        score = float(row["score"])
+    except OverflowError:
+        score = math.inf
+    if not math.isfinite(score):
+        raise AcdcError(f"{source}: the score of {graph.edge_name(edge)!r} is {str(row['score'])[:40]}, which is no "
+                        "finite number. Leave it out where the edge was never tried")
+    return score
 
 
 def _forward_order(node: Node) -> tuple[int, int, int]:

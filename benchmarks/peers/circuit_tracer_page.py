@@ -1,13 +1,13 @@
 """Does circuit-tracer's page show what acdc writes: no error in the browser's console, every node and link there?
 
     acdc export circuits/mine --to attribution-graph --out mine.json
-    git clone https://github.com/safety-research/circuit-tracer
-    python benchmarks/peers/circuit_tracer_page.py mine.json circuit-tracer --picture page.png
+    pip download --no-deps circuit-tracer==0.5.0 && unzip circuit_tracer-*.whl -d circuit-tracer
+    npm install d3@7 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
+    python benchmarks/peers/circuit_tracer_page.py mine.json circuit-tracer --libraries node_modules
 
 It serves their page and the file on this machine, opens it in chromium (`pip install playwright`, and chromium on the
-path), and saves a picture. Their page loads d3, jetpack and dagre from the web; `--libraries` names a folder that
-holds d3.js, jetpack.js and dagre.js instead. Only files that the page asks for and no graph needs (a reload client,
-a reader of arrays, the examples of features) may be missing.
+path), clicks a node, and saves a picture. Without `--libraries` the page loads them from the web. Only files that it
+asks for and no graph needs (a reload client, a reader of arrays, the examples of features) may be missing.
 """
 
 import argparse
@@ -22,6 +22,21 @@ from typing import Any
 
 ASSETS = ("circuit_tracer/frontend/assets", "frontend/assets", ".")
 NOT_NEEDED = ("hotserver", "npy_v0", "favicon", "/features/")
+LIBRARIES = {"d3": "d3/dist/d3.min.js", "dagre": "dagre/dist/dagre.min.js", "pako": "pako/dist/pako.min.js"}
+# The page's own jetpack extends d3 7. npm's asks for d3 4, so it gets d3 7 with what that lacks of d3 4; and its charts
+# get a method that draws their axes.
+JETPACK = """(() => {
+    const of = (run, require) => { const exports = {}; run(exports, {exports}, require); return exports; };
+    const collection = of((exports, module, require) => { %s });
+    const d3_4 = {...d3, ...collection, get event() { return window.event; }};
+    const jetpack = of((exports, module, require) => { %s }, () => d3_4);
+    const conventions = options => {
+        const c = jetpack.conventions(options);
+        c.drawAxis = svg => jetpack.drawAxis({...c, svg: svg ?? c.svg});
+        return c;
+    };
+    Object.assign(d3, jetpack, {conventions});
+})();"""
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -57,9 +72,7 @@ def look(url: str, libraries: Path | None, picture: Path) -> tuple[list[str], di
         page.on("console", lambda said: errors.append(f"{said.text} {said.location.get('url', '')}")
                 if said.type == "error" and not any(name in said.location.get("url", "") for name in NOT_NEEDED)
                 else None)
-        bodies = dict.fromkeys(NOT_NEEDED[:2], "")
-        if libraries:
-            bodies |= {name: (libraries / f"{name}.js").read_text() for name in ("d3", "jetpack", "dagre")}
+        bodies = dict.fromkeys(NOT_NEEDED[:2], "") | (from_npm(libraries) if libraries else {})
         for name, body in bodies.items():
             page.route(f"**/{name}*.js", functools.partial(_answer, body))
         page.goto(url, wait_until="load")
@@ -77,6 +90,13 @@ def look(url: str, libraries: Path | None, picture: Path) -> tuple[list[str], di
         page.screenshot(path=str(picture))
         browser.close()
     return errors, counts
+
+
+def from_npm(folder: Path) -> dict[str, str]:
+    """The libraries of the page, by the start of the file's name that it asks for."""
+    jetpack = JETPACK % tuple((folder / name).read_text() for name in (
+        "d3-collection/dist/d3-collection.min.js", "d3-jetpack/build/d3-jetpack.cjs"))
+    return {name: (folder / file).read_text() for name, file in LIBRARIES.items()} | {"jetpack": jetpack}
 
 
 def _answer(body: str, route: Any) -> None:

@@ -4,8 +4,8 @@
     git clone https://github.com/hannamw/EAP-IG
     python benchmarks/peers/eap_ig_file.py mine.json EAP-IG
 
-Run it in an environment that holds torch and transformer-lens (2.15 or newer); it imports nothing of acdc. It prints
-what was compared, and ends with an error where anything differs.
+Run it in an environment that holds torch and `transformer-lens<4` (3.9.0 will do): 4.0 lacks what EAP-IG imports. It
+imports nothing of acdc, prints what was compared, and ends with an error where anything differs.
 """
 
 import json

@@ -39,16 +39,13 @@ def words(drawing: Drawing) -> list[str]:
 
 
 @pytest.mark.parametrize("width", ["single", "double"])
-@pytest.mark.parametrize("n", [20, 100, 500])
-@pytest.mark.parametrize("positions", [(), ("S1", "S2", "end")])
-@pytest.mark.parametrize(("graph", "seed"), [((6, 8, 8), 0), ((12, 4, 2), 1)])
-def test_labels_fit_the_page_are_apart_and_can_be_read(width, n, positions, graph, seed):
+@pytest.mark.parametrize(("n", "max_edges"), [(20, None), (100, 100), (500, None)])
+@pytest.mark.parametrize(("positions", "roles"), [((), ROLES), (("S1", "S2", "end"), ROLES), (("S1", "end"), {})])
+def test_labels_fit_the_page_are_apart_and_can_be_read(width, n, max_edges, positions, roles):
     """Of the default number of edges, and of all that were asked for, in the figure and in TikZ."""
-    circuit = scored(Graph(*graph, positions=positions), n, seed)
-    roles = {"a5.h7": "name mover", "a3.h1": "S-inhibition", "m0": "early MLP"}
-    for max_edges in {None, n} if n == 100 else {None}:
-        drawing = circuit_drawing(circuit, width=width, roles=roles if seed == 0 else {}, max_edges=max_edges)
-        check_labels(drawing, WIDTHS[width])
+    graph = Graph(10, 10, 5, positions=positions) if roles else Graph(12, 4, 2, positions=positions)
+    drawing = circuit_drawing(scored(graph, n), width=width, roles=roles, max_edges=max_edges)
+    check_labels(drawing, WIDTHS[width])
 
 
 def check_labels(drawing: Drawing, width: float) -> None:

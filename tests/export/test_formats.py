@@ -218,6 +218,77 @@ def test_tables_for_papers_escape():
     assert len(rows) == 32 and "<b>" not in re.sub(r"`[^`]*`|\\.", "", table)
 
 
+def not_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("pdf", "png")])
+@pytest.mark.parametrize("some", [True, False], ids=["some are scored", "none is scored"])
+def test_edges_never_tried_are_written_without_a_number(name, some):
+    """ACDC keeps no score (-inf) for edges that nothing reads; a file has neither Infinity nor NaN for it."""
+    graph = Graph(2, 2, 2)
+    values = np.where(some & (np.arange(graph.n_edges) % 3 > 0), np.arange(graph.n_edges) - 4.5, -np.inf)
+    circuit = Circuit(graph, np.ones(graph.n_edges, dtype=bool), EdgeScores(graph, values, {"method": "acdc"}))
+    text = FORMATS[name].write(circuit, Wanted(all_edges=True, d_model=8)).decode()
+    if name == "html":
+        text = text.partition('id="data">')[2].partition("</script>")[0]
+    if name in ("json", "cytoscape", "mib", "attribution-graph", "html"):
+        json.loads(text, parse_constant=not_json)
+    assert not re.search(r"(?i)(?<![a-z])-?(inf|infinity|nan)(?![a-z])", text)
+    if FORMATS[name].read:
+        again = read_export(text.encode(), name, "file").circuit
+        assert again.scores and np.array_equal(again.scores.values, values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["json", "mib", *GRAPHS])
+def test_provenance_that_json_lacks_is_refused(name, value):
+    circuit = replace(flat(), provenance={"d_model": 8, "found": [{"loss": float(value)}]})
+    with pytest.raises(AcdcError, match=rf"provenance\.found\[0\]\.loss is {value}; JSON has only finite numbers"):
+        FORMATS[name].write(circuit, Wanted())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_scores_that_are_no_finite_number_are_refused(value):
+    circuit = flat()
+    assert circuit.scores
+    score = repr(max(circuit.scores.values.tolist()))
+    for name in GRAPHS:
+        written = FORMATS[name].write(circuit, Wanted()).decode()
+        assert score in written
+        with pytest.raises(AcdcError, match=r"mine\.x"):
+            read_export(written.replace(score, value).encode(), name, "mine.x")
+    with pytest.raises(AcdcError, match=rf"mine\.csv: row \d+: the score is {value}"):
+        circuit_from_table(edge_table(circuit).replace(score, value), circuit.graph, "mine.csv")
+
+
+def test_gexf_declares_what_it_uses():
+    """The rules of the GEXF 1.2 draft, whose schema has places and colours in the namespace viz."""
+    circuit = hostile()
+    root = ET.fromstring(FORMATS["gexf"].write(circuit, Wanted(roles={"a0.h0": HOSTILE[0]})))
+    names = {"g": "http://www.gexf.net/1.2draft", "viz": "http://www.gexf.net/1.2draft/viz"}
+    assert root.tag == f"{{{names['g']}}}gexf" and root.attrib == {"version": "1.2"}
+    assert [child.tag.rpartition("}")[2] for child in root] == ["meta", "graph"]
+    graph = root.find("g:graph", names)
+    assert graph is not None and graph.attrib == {"defaultedgetype": "directed", "mode": "static"}
+    assert [child.tag.rpartition("}")[2] for child in graph] == ["attributes", "attributes", "nodes", "edges"]
+    kinds = {"string": str, "integer": int, "double": float, "boolean": {"true": True, "false": False}.__getitem__}
+    things = {kind: graph.findall(f"g:{kind}s/g:{kind}", names) for kind in ("node", "edge")}
+    ids = {node.get("id") for node in things["node"]}
+    for kind, found in things.items():
+        declared = graph.findall(f"g:attributes[@class='{kind}']/g:attribute", names)
+        types = {a.get("id"): kinds[a.get("type", "")] for a in declared}
+        assert found and len(types) == len(declared) and len({thing.get("id") for thing in found}) == len(found)
+        for thing in found:
+            for value in thing.findall("g:attvalues/g:attvalue", names):
+                types[value.get("for")](value.get("value", ""))
+            (look,) = [child for child in thing if child.tag.startswith(f"{{{names['viz']}}}")]
+            numbers = [float(number) for number in look.attrib.values()]
+            assert set(look.attrib) == set("xyz" if kind == "node" else "rgb") and np.isfinite(numbers).all()
+    assert len(things["edge"]) == circuit.n_edges
+    assert all({edge.get("source"), edge.get("target")} <= ids for edge in things["edge"])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_deterministic_and_takes_hostile_texts(name):
     circuit = hostile()
