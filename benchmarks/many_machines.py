@@ -24,7 +24,7 @@ from acdc.discovery.eap_ig import eap_ig
 from acdc.discovery.exact import exact_effects
 from acdc.metrics import METRICS
 from acdc.models import load_model
-from acdc.ray_workers import find_ray
+from acdc.ray_workers import LostError, find_ray
 from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 from acdc.transformer import Transformer
 
@@ -91,7 +91,8 @@ def main() -> None:
     with on_ray(model, arguments.ray, most) as spread:
         pids = {os.getpid()}
         while len(pids) <= most:
-            pids |= {pid for _, found in finished(spread.workers, own_pid, range(2 * most)) for pid in found}
+            pids |= {pid for _, found in finished(spread.workers, own_pid, range(2 * most))
+                     if not isinstance(found, LostError) for pid in found}
         print(f"{most} workers ready after {time.perf_counter() - start:.1f} s")
         compare(f"eap_ig, {arguments.prompts} prompts", lambda m: eap_ig(m, batches).values, model, spread, arguments,
                 pids)

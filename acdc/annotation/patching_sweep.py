@@ -105,7 +105,8 @@ def sweep(
             return found
 
         for batch in batches:
-            found = piece("patches of a batch", lambda batch=batch: {"sums": sum(fits.parts(batch, summed))})["sums"]
+            found = piece("patches of a batch", lambda batch=batch: {
+                "sums": np.sum(fits.parts(batch, summed), axis=0)})["sums"]
             total += found[:-1, : len(columns)]
             ends += found[-1, :2]
     return Sweep(place, direction, metric.name, rows, columns, total / n, *(ends / n).tolist())
