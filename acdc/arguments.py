@@ -77,7 +77,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", help="what the run may have in use at most, such as 8GiB: as many prompts are run "
-                        "at once as fit in it (default: what is free)")
+                        "at once as fit in it")
 
 
 def add_cluster(parser: argparse.ArgumentParser, what: str) -> None:

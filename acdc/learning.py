@@ -102,20 +102,23 @@ def mean_loss(groups: Sequence[Group], chosen: Int[Tensor, " prompt"], kept: Flo
     gradients = [torch.zeros_like(x) for x in inputs]
     for group in groups:
         rows = (chosen[:, None] == group.numbers).nonzero()[:, 1].to(kept.device)
-
-        def part(which: slice, group: Group = group, rows: Tensor = rows) -> tuple[Tensor, tuple[Tensor, ...]]:
-            own = kept.detach().requires_grad_(kept.requires_grad)
-            with torch.enable_grad():
-                loss = _loss(group, rows[which], own, metric, run)
-                leaves = [own if x is kept else x for x in inputs]
-                return loss.detach(), torch.autograd.grad(loss, leaves) if leaves else ()
-
-        for _, (loss, found) in group.fits.over(len(rows), part):
+        for _, (loss, found) in group.fits.over(len(rows), lambda which, group=group, rows=rows: _loss_and_gradients(
+                group, rows[which], kept, inputs, metric, run)):
             total += loss
             for gradient, more in zip(gradients, found, strict=True):
                 gradient.add_(more)
     n = len(chosen)
     return _Known.apply(total / n, [gradient / n for gradient in gradients], *inputs)  # type: ignore[return-value]
+
+
+def _loss_and_gradients(group: Group, rows: Int[Tensor, " prompt"], kept: Tensor, inputs: Sequence[Tensor],
+                        metric: Metric, run: Run) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The sum over some prompts of a group, and its gradients by `inputs`, of which `kept` may be one."""
+    own = kept.detach().requires_grad_(kept.requires_grad)
+    with torch.enable_grad():
+        loss = _loss(group, rows, own, metric, run)
+        leaves = [own if x is kept else x for x in inputs]
+        return loss.detach(), torch.autograd.grad(loss, leaves) if leaves else ()
 
 
 def _loss(group: Group, rows: Int[Tensor, " prompt"], kept: Tensor, metric: Metric, run: Run) -> Float[Tensor, ""]:

@@ -77,10 +77,12 @@ def _content(value: Any) -> Any:
 
 
 def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Sequence[Any]) -> list[Any]:
-    """The batches, of as many prompts as fit in memory; says what the run will take."""
+    """With --memory, batches of as many prompts as fit in it; says what the run will take."""
     from acdc.planning import gib, make_plan, rebatched
 
-    plan = make_plan(model, batches, stages, memory=None if arguments.memory is None else gib(arguments.memory))
+    if arguments.memory is None:
+        return list(batches)
+    plan = make_plan(model, batches, stages, memory=gib(arguments.memory))
     say(plan.line())
     arguments.batch_size = plan.at_once
     return rebatched(batches, plan.at_once)

@@ -207,10 +207,7 @@ def gradients_at_points(
     for point in points:
         inside = None if point == 1.0 else replaced.input + point * (model.embed(batch.clean) - replaced.input)
         reference = None if clean is None or not metric.reads_reference else model.logits(clean.final[:, -1])
-
-        def loss(logits: Tensor, reference: Tensor | None = reference) -> Tensor:
-            return metric.loss(logits, batch, logits.detach() if reference is None else reference)
-
+        loss = partial(_loss, metric, batch, reference)
         if model.is_offloaded:
             from acdc.discovery.rules import backward  # here, because it reads this module
 
@@ -227,6 +224,12 @@ def gradients_at_points(
         total = total or layers
     assert clean is not None and logits_gradient is not None
     return clean, total, logits_gradient
+
+
+def _loss(metric: Metric, batch: Batch, reference: Tensor | None, logits: Float[Tensor, "batch vocab"]
+          ) -> Float[Tensor, " batch"]:
+    """`reference`: None where it is the run's own logits."""
+    return metric.loss(logits, batch, logits.detach() if reference is None else reference)
 
 
 def _forward_and_backward(
