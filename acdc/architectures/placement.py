@@ -40,7 +40,8 @@ def device_of(module: Any) -> torch.device:
 def parameter(module: Any, name: str, home: torch.device | None = None) -> Tensor | None:
     """A weight of a module, at `home` if that is given; None if it has none of that name."""
     value = getattr(module, name, None)
-    offloading = [hook for hook in _hooks(module) if hook.offload] if value is not None else []
+    hooked = value is not None and getattr(module, "_hf_hook", None) is not None  # asked for each head of each pass
+    offloading = [hook for hook in _hooks(module) if hook.offload] if hooked else []
     if offloading:
         hook = offloading[0]
         hook.pre_forward(module)
