@@ -105,7 +105,7 @@ def _of_part(model: Transformer, metric: Metric, nodes: Sequence[str], batch: Ba
     for i, node in enumerate(nodes):
         by_place.setdefault(read_first(model, node), []).append(i)
     for (layer, at_mlp), rows in by_place.items():
-        def losses(part, layer=layer, at_mlp=at_mlp, rows=rows):  # without types, which would be checked anew
+        def losses(part: slice, layer: int = layer, at_mlp: bool = at_mlp, rows: list[int] = rows) -> Tensor:
             resid = residual(model, clean, layer, at_mlp)[:, start:]
             changed = torch.cat([resid + _change(model, clean, corrupted, nodes[i])[:, start:] for i in rows[part]])
             logits = resume(model, clean, layer, changed, start, at_mlp=at_mlp).unflatten(0, (-1, size))
