@@ -125,7 +125,7 @@ def _loss(group: Group, rows: Int[Tensor, " prompt"], kept: Tensor, metric: Metr
     """The sum over some prompts of a group."""
     batch = group.batch
     some = Batch(batch.clean[rows], batch.corrupted[rows], batch.answer[rows], batch.wrong[rows],
-                 tuple(batch.examples[i] for i in rows.tolist()))
+                 tuple(batch.examples[i] for i in rows.cpu().tolist()))
     logits = run(group.soft.rows(rows), kept.to(group.reference.dtype))
     return metric.loss(logits, some, group.reference[rows]).sum()
 
