@@ -251,7 +251,7 @@ def test_files_that_hold_no_coder(tmp_path):
         ({"architecture": "batchtopk"}, "needs threshold"),
         ({"architecture": "topk"}, "k = None"),
         ({"architecture": "topk", "k": "3"}, "k = '3'"),
-        ({"architecture": "topk", "activation_fn_kwargs": [3]}, "k = None"),
+        ({"architecture": "topk", "activation_fn_kwargs": [3]}, "must be objects"),
         ({"architecture": "topk", "k": 12}, "k=12 of a topk coder: it must be 1 to its 11"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
     ]:
