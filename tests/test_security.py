@@ -34,6 +34,8 @@ ALLOWED = {
     ("tasks/__init__.py", "runpy.run_path"): "a task in Python that the user names on the command line; never one that "
     "a circuit's file names (test_cli)",
     ("benchmarks/peers/scores.py", "extractall"): "what git itself has just written, with the filter for data",
+    **dict.fromkeys((("acdc/ray_workers.py", "pickle"), ("acdc/ray_workers.py", "cloudpickle")),
+                    "what processes of one Ray cluster, which is trusted, send each other; never a file"),
 }
 RUNS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "runpy.run_path",
         "runpy.run_module", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",

@@ -28,10 +28,14 @@ ALLOWED = {  # besides output_folder: which module does what, and why
     "benchmarks/compiled/generate.py": {"write_text", "write_bytes"},  # imports nothing of acdc
     "benchmarks/peers/side.py": {"write_text", "save_pretrained"},  # these, into a folder of their own that is deleted
     "benchmarks/peers/scores.py": {"save_pretrained"},
-    "benchmarks/peers/sparse_coders.py": {"save_file", "save_pretrained"},
+    "benchmarks/peers/sparse_coders.py": {"save_file", "save_pretrained", "write_text"},
+    "benchmarks/peers/circuit_tracer_page.py": {"write_text", "copytree"},
+    "benchmarks/peers/lens_files.py": {"save_pretrained", "save_file"},
+    "benchmarks/peers/lens_files_side.py": {"torch.save", "save_file"},
     "benchmarks/peers/eap_ig_side.py": {"write_text"},
     "benchmarks/peers/auto_circuit_side.py": {"write_text"},
     "benchmarks/peers/sparse_coders_side.py": {"save_file", "save_model", "save_to_disk"},
+    "benchmarks/trained/digits.py": {"save_pretrained"},
     "benchmarks/fault_jobs.py": {"save_pretrained", "os.open"},
     "benchmarks/faults.py": {"open", "shutil.copy", "copytree"},
 }

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 def main(folder: Path) -> None:
     from tuned_lens.nn.lenses import TunedLens  # pyright: ignore[reportMissingImports]
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, trust_remote_code=False)
     torch.save(load_file(folder / "lens" / "params.safetensors"), folder / "lens" / "params.pt")
     lens = TunedLens.from_model_and_pretrained(model, str(folder / "lens"))
     if lens.config.unembed_hash != lens.unembed.unembedding_hash():
