@@ -89,7 +89,7 @@ class Desk:
             options["shortlist"] = size_of(run.shortlist, graph.n_edges)
         metric = METRICS[run.loss] if run.loss else bench.metric
         scoring = {"ablation": arguments.ablation, "kv": arguments.kv, "positions": "all"}
-        return planned(copy(arguments), model, batches, [
+        return planned(copy(arguments), model, batches, lambda: [
             *stages_of_method(model, run.method, batches, metric, options, scoring),
             *stages_of_curves(model, graph, bench.metric, bench.ablation, 2)])
 

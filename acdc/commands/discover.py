@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
         scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
         if _per_prompt(arguments, method, task, graph):
             options["per_prompt"] = True
-        batches = planned(arguments, model, batches, stages(arguments, model, batches, metric, options))
+        batches = planned(arguments, model, batches, partial(stages, arguments, model, batches, metric, options))
         model = work.enter_context(spread(arguments, model))
         folder.spent.extend(options[kind] for kind in saves)
         work.enter_context(goes_on(arguments, out, folder.spent, model, batches))

@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
         metric = choose("metric", arguments.metric, METRICS)
         ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
-        curve = stages_of_curves(model, circuit.graph, metric, ablation, 2) if arguments.curve else []
-        batches = planned(arguments, model, batches, [stage_of_circuit(model, circuit, metric, ablation), *curve])
+        batches = planned(arguments, model, batches, lambda: [
+            stage_of_circuit(model, circuit, metric, ablation),
+            *(stages_of_curves(model, circuit.graph, metric, ablation, 2) if arguments.curve else ())])
         work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
         model = work.enter_context(spread(arguments, model))
         measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,14 @@ def _content(value: Any) -> Any:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
 
 
-def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Sequence[Any]) -> list[Any]:
-    """With --memory, batches of as many prompts as fit in it; says what the run will take."""
+def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Callable[[], Sequence[Any]]
+            ) -> list[Any]:
+    """With --memory, batches of as many prompts as fit in it; says what the run, made of `stages`, will take."""
     from acdc.planning import gib, make_plan, rebatched
 
     if arguments.memory is None:
         return list(batches)
-    plan = make_plan(model, batches, stages, memory=gib(arguments.memory))
+    plan = make_plan(model, batches, stages(), memory=gib(arguments.memory))
     say(plan.line())
     arguments.batch_size = plan.at_once
     return rebatched(batches, plan.at_once)
