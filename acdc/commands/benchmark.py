@@ -12,8 +12,9 @@ from typing import Any
 
 from acdc.arguments import add_cluster, add_device, add_memory, check_measuring, choose
 from acdc.errors import AcdcError
+from acdc.packaged import sha256
 
-from .benchmark_cells import NOTHING_LOADED, Cell, Desk, failure, file_hash, make_desk, measured, other_weights
+from .benchmark_cells import NOTHING_LOADED, Cell, Desk, failure, make_desk, measured, other_weights
 from .printing import say
 
 HELP = "measure methods on tasks and models, on prompts that they have not seen; resumable"
@@ -118,7 +119,7 @@ class Grid:
         """The tasks, and what a file holds: other prompts in it are another task."""
         from acdc.tasks import TASKS  # pyright: ignore[reportMissingImports]
 
-        return {task: None if task in TASKS else file_hash(task) for task in self.arguments.tasks}
+        return {task: None if task in TASKS else sha256(Path(task)) for task in self.arguments.tasks}
 
     def missing(self, model: str, task: str, seed: int) -> Iterator[tuple[Any, dict[str, Any]]]:
         """What is to be measured: the method's run, and which cell it is. What is there already is counted."""

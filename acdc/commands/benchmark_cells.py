@@ -12,6 +12,7 @@ from typing import Any
 
 from acdc.arguments import placement, size_of
 from acdc.errors import AcdcError
+from acdc.packaged import sha256
 
 from .loading import planned, quiet_libraries
 from .printing import say
@@ -109,7 +110,7 @@ class Desk:
         """The prompts of the cell's task and seed, or why there are none, such as a task that the model cannot do."""
         seed, sha = cell.names["seed"], cell.names["task_sha256"]
         if self.prepared != (cell.task, seed):
-            if sha is not None and file_hash(cell.task) != sha:
+            if sha is not None and sha256(Path(cell.task)) != sha:
                 raise AcdcError(f"{cell.task} is not the same file everywhere, or has changed since the start")
             self.prepared, self.prompts = None, None
             try:
@@ -154,12 +155,6 @@ def split_prompts(source: str, tokenizer: Any, n: int, n_test: int, seed: int) -
                         f"{n_test} ask for {n + n_test:,}. Ask for fewer")
     random.Random(seed).shuffle(examples)
     return (replace(task, examples=tuple(examples[:n])), replace(task, examples=tuple(examples[n : n + n_test])))
-
-
-def file_hash(path: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def other_weights(folder: Path, model: str) -> AcdcError:

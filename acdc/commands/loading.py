@@ -1,7 +1,6 @@
 """What a command works on: the model, the task and its batches that the arguments or a saved circuit name."""
 
 import argparse
-import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from acdc.arguments import check_measuring, placement
 from acdc.errors import AcdcError
+from acdc.packaged import sha256
 
 from .printing import say
 
@@ -73,7 +73,7 @@ def _content(value: Any) -> Any:
     if (value / "circuit.json").is_file():
         value = value / "circuit.json"
     files = sorted(path for path in value.iterdir() if path.is_file()) if value.is_dir() else [value]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+    return [sha256(path) for path in files if path.is_file()]
 
 
 def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Callable[[], Sequence[Any]]
