@@ -34,7 +34,8 @@ def test_the_same_command_writes_the_same_bytes(given, monkeypatch):
     monkeypatch.chdir(given)
     found = []
     for _ in range(2):
-        command = ["discover", "--model", "model", "--task", "task.json", "--out", "out", "--calibrate", "50"]
+        command = ["discover", "--model", "model", "--task", "task.json", "--out", "out", "--calibrate", "50",
+                   "--keep-prompt-scores"]
         assert main([*command, "--resamples", "20"]) == 0
         assert main(["view", "out", "--out", "out/page.html"]) == 0
         files = {path.name: path.read_bytes() for path in (given / "out").iterdir()}
@@ -52,7 +53,7 @@ def test_the_same_command_writes_the_same_bytes(given, monkeypatch):
             assert n == 1
         files["page.html"] = re.sub(rb'"seconds": ?\{[^}]*\}', b"", files["page.html"])
         found.append(files)
-    assert found[0].keys() == found[1].keys() and len(found[0]) == 8
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 9
     assert [name for name in found[0] if found[0][name] != found[1][name]] == []
 
 

@@ -16,7 +16,7 @@ from acdc.circuit import Circuit
 from acdc.errors import AcdcError
 
 FILE = "prompt_scores.safetensors"
-FORMAT, VERSION = "acdc-prompt-scores", "1"
+FORMAT = "acdc prompt scores 1"  # the only metadata: safetensors writes several in random order
 CLOSE = 1e-4  # of the largest score: how far the mean over prompts, in float32, may be from the circuit's own scores
 
 
@@ -24,7 +24,7 @@ def prompt_scores_bytes(alone: Float[np.ndarray, "prompt edge"]) -> bytes:
     """The content of the file."""
     from safetensors.numpy import save
 
-    return save({"scores": np.ascontiguousarray(alone, dtype=np.float32)}, {"format": FORMAT, "version": VERSION})
+    return save({"scores": np.ascontiguousarray(alone, dtype=np.float32)}, {"format": FORMAT})
 
 
 def with_prompt_scores(circuit: Circuit, path: Path) -> Circuit:
@@ -42,7 +42,7 @@ def with_prompt_scores(circuit: Circuit, path: Path) -> Circuit:
         with safe_open(str(path), "numpy") as file:
             opened: Any = file
             known: Mapping[str, str] = opened.metadata() or {}
-            if (known.get("format"), known.get("version")) != (FORMAT, VERSION) or list(opened.keys()) != ["scores"]:
+            if known.get("format") != FORMAT or list(opened.keys()) != ["scores"]:
                 raise AcdcError(f"{path} does not hold the scores of single prompts as this acdc writes them")
             part = opened.get_slice("scores")
             shape, kind = tuple(part.get_shape()), part.get_dtype()

@@ -37,7 +37,7 @@ def test_a_saved_circuit_has_the_interval_of_the_one_in_memory(tmp_path):
     (prompt_scores_bytes(np.roll(ALONE, 1, axis=1)), "is of another circuit"),
     (prompt_scores_bytes(ALONE[:, 1:]), "prompts by"),
     (prompt_scores_bytes(np.where(ALONE > 0, ALONE, np.float32("nan"))), "not finite"),
-    (save({"scores": ALONE.astype(np.float16)}, {"format": FORMAT, "version": "1"}), "F16"),
+    (save({"scores": ALONE.astype(np.float16)}, {"format": FORMAT}), "F16"),
     (save({"scores": ALONE}), "as this acdc writes"),
     (prompt_scores_bytes(ALONE)[:-1], "damaged"), (b"", "damaged"),
 ])
