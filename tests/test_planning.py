@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from acdc.circuit import Circuit
+from acdc.cli import main
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
 from acdc.fitting import most_at_once

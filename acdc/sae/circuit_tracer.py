@@ -30,9 +30,6 @@ def layers_of(folder: Path, pattern: re.Pattern[str] = OF_LAYER) -> list[int]:
 def read_layer(path: Path, site: str | None, target: str | None, dtype: torch.dtype) -> SparseCoder:
     """The transcoder of one layer. Without config.yaml, `site` and `target` must be given."""
     tensors = {name.removeprefix("activation_function."): tensor for name, tensor in weights_of(path, dtype).items()}
-    if "k" in tensors:
-        raise AcdcError(f"{path} is a topk transcoder of circuit-tracer, which its own loader refuses, too; give "
-                        "another")
     if tensors.get("W_dec", torch.zeros(0)).dim() == 3 or any(name.startswith("W_enc_") for name in tensors):
         raise AcdcError(f"{path}: a layer of a cross-layer transcoder, which is read as a whole; give its folder, with "
                         "W_enc_0.safetensors, W_dec_0.safetensors and so on")

@@ -29,8 +29,10 @@ COUNTS = ("hook_head_index", "hook_point_head_index")
 def weights_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Errors as `read_tensors`."""
     tensors, _ = read_tensors(path, "safetensors file of a sparse coder", "give intact files")
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise AcdcError(f"{path} holds tensors that are not of floating-point numbers; give a coder's weights")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise AcdcError(f"{path}: {name} is not of floating-point numbers, as a coder's weights are; give the weights "
+                            "of a coder")
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 

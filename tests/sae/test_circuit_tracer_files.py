@@ -93,7 +93,7 @@ def test_what_is_refused_of_a_set(layers):
     (layers / "config.yaml").rmdir()
     assert "does not say what it reads" in message(layer=1)
     save_file({**one_layer(0), "k": torch.tensor(3)}, layers / "layer_0.safetensors")
-    assert "topk transcoder" in message(layer=0, site="m0")
+    assert "k is not of floating-point numbers" in message(layer=0, site="m0")
     save_file({**one_layer(0), "W_more": torch.ones(3)}, layers / "layer_0.safetensors")
     assert "W_more, which is not known" in message(layer=0, site="m0")
     save_file({**one_layer(0), "activation_function.threshold": -torch.ones(F)}, layers / "layer_0.safetensors")
