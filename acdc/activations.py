@@ -8,6 +8,7 @@ scaled by the rstd of the run that it was computed in, and the norm's gain is fo
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,27 +45,23 @@ class Activations:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Activations":
         """The same record with `function` applied to every tensor."""
-
-        def apply(value: Any) -> Any:
-            if isinstance(value, list):
-                return [apply(item) for item in value]
-            return None if value is None else function(value)
-
-        return Activations(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+        return Activations(**{f.name: _each(function, getattr(self, f.name)) for f in fields(self)})
 
     def plus(self, other: "Activations") -> "Activations":
         """The sum of two records, tensor by tensor."""
-
-        def add(a: Any, b: Any) -> Any:
-            if isinstance(a, list):
-                return [add(*pair) for pair in zip(a, b, strict=True)]
-            return None if a is None else a + b
-
-        return Activations(**{f.name: add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+        return Activations(**{f.name: _each(torch.add, getattr(self, f.name), getattr(other, f.name))
+                              for f in fields(self)})
 
     def expanded(self, batch: int, length: int) -> "Activations":
         """The same record with tensors of batch size 1, or of one position, repeated (as views)."""
         return self.map(lambda x: x.expand(batch, length, *x.shape[2:]))
+
+
+def _each(function: Callable[..., Tensor], *values: Any) -> Any:
+    """Of fields of records: tensors, lists of them, or None where there is nothing."""
+    if isinstance(values[0], list):
+        return [_each(function, *items) for items in zip(*values, strict=True)]
+    return None if values[0] is None else function(*values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +123,7 @@ def differences(
 ) -> Float[Tensor, "src batch pos d_model"]:
     """replacement - clean contribution of `srcs`, which hold all of a layer's heads or none; for some prompts, at
     positions from `start`."""
-
-    def change(ours: Tensor, theirs: Tensor) -> Tensor:
-        return theirs[rows, start:].to(dtype) - ours[rows, start:].to(dtype)
-
+    change = partial(_change, rows, start, dtype)
     graph = model.graph()
     first, end, _ = srcs.indices(len(graph.srcs))
     of_input = change(clean.input, replaced.input)
@@ -147,6 +141,10 @@ def differences(
     return result
 
 
+def _change(rows: slice, start: int, dtype: torch.dtype, ours: Tensor, theirs: Tensor) -> Tensor:
+    return theirs[rows, start:].to(dtype) - ours[rows, start:].to(dtype)
+
+
 def record(model: Transformer, tokens: Int[Tensor, "batch pos"], input: Resid | None = None) -> Activations:
     """One forward pass without gradients and without the unembedding; `input` replaces what the first block reads."""
     with torch.no_grad():
@@ -160,85 +158,74 @@ def record_with_taps(model: Transformer, tokens: Int[Tensor, "batch pos"], input
         return _run(model, tokens, input, with_gradients=True)
 
 
-def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradients: bool) -> tuple[Activations, Taps]:
-    seen: dict[str, list[Any]] = {f.name: [] for f in fields(Activations)}
-    taps: dict[str, list[Any]] = {f.name: [] for f in fields(Taps)}
+class _Recorder:
+    """What the hooks of a run note; `outputs`: of the modules that compute q, k and v."""
 
-    def tap(name: str, x: Tensor) -> Tensor:
-        """Notes what one branch reads. A view, so that its gradient is that branch's own."""
-        seen[name].append(x.detach())
-        x = x.view_as(x)
-        taps[name].append(x)
-        return x
+    def __init__(self, input: Resid | None, with_gradients: bool) -> None:
+        self.input, self.with_gradients = input, with_gradients
+        self.seen: dict[str, list[Any]] = {f.name: [] for f in fields(Activations)}
+        self.taps: dict[str, list[Any]] = {f.name: [] for f in fields(Taps)}
+        self.outputs: dict[nn.Module, Tensor] = {}
 
-    def reads_block_input(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-            x = args[0] if args else kwargs["hidden_states"]
-            if layer == 0:
-                x = x if input is None else input
-                x = x.detach().requires_grad_(with_gradients)
-                seen["input"].append(x.detach())
-            seen["attn_in"].append(x.detach())
-            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+    def block_input(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        if layer == 0:
+            x = x if self.input is None else self.input
+            x = x.detach().requires_grad_(self.with_gradients)
+            self.seen["input"].append(x.detach())
+        self.seen["attn_in"].append(x.detach())
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
-        return hook
+    def projection(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.outputs[module] = output.detach()
 
-    def reads_z(block: Block) -> Any:
-        def hook(module: nn.Module, args: tuple) -> None:
-            taps["z"].append(args[0])
-            seen["z"].append(args[0].detach().unflatten(-1, (block.attention.q.n_heads, block.attention.q.d_head)))
-            if block.attn_post is None:
-                seen["attn_scale"].append(None)
-
-        return hook
-
-    def reads_attention_sum(block: Block) -> Any:
-        def hook(module: nn.Module, args: tuple) -> None:
-            assert block.attn_post is not None
-            scale = block.attn_post.statistics(args[0].detach())[1].to(args[0].dtype)
-            seen["attn_scale"].append(scale)
-            seen["z"][-1] = seen["z"][-1] * scale[..., None]
-
-        return hook
-
-    with hooks() as add:
-        for layer, block in enumerate(model.blocks):
-            attention, outputs = block.attention, {}
-            add(block.module.register_forward_pre_hook(reads_block_input(layer), with_kwargs=True))
-            for module in attention.modules:
-                add(module.register_forward_hook(_notes_output(outputs)))
-            add(attention.out.register_forward_pre_hook(reads_z(block)))
-            add(attention.out.register_forward_pre_hook(_splits_projections(block, outputs, seen)))
-            if block.attn_post is not None:
-                add(block.attn_post.module.register_forward_pre_hook(reads_attention_sum(block)))
-            add(block.mlp_norm.module.register_forward_pre_hook(lambda m, args: (tap("mlp_in", args[0]),)))
-            writes_mlp = block.mlp if block.mlp_post is None else block.mlp_post.module
-            add(writes_mlp.register_forward_hook(lambda m, args, out: seen["mlp"].append(out.detach())))
-        final_norm = model.anatomy.final_norm.module
-        add(final_norm.register_forward_pre_hook(lambda m, args: (tap("final", args[0]),)))
-        model.run_body(tokens)
-    single = {"input", "final"}
-    record: dict[str, Any] = {name: values[0] if name in single else values for name, values in seen.items()}
-    home = model.device
-    return Activations(**record).map(lambda x: x.to(home)), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
-
-
-def _notes_output(outputs: dict[nn.Module, Tensor]) -> Any:
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-        outputs[module] = output.detach()
-
-    return hook
-
-
-def _splits_projections(block: Block, outputs: dict, seen: dict[str, list[Any]]) -> Any:
-    """A hook that notes q, k and v once all modules that compute them have run."""
-
-    def hook(module: nn.Module, args: tuple) -> None:
+    def z(self, block: Block, module: nn.Module, args: tuple) -> None:
+        """With q, k and v, as all modules that compute them have run."""
+        self.taps["z"].append(args[0])
+        self.seen["z"].append(args[0].detach().unflatten(-1, (block.attention.q.n_heads, block.attention.q.d_head)))
+        if block.attn_post is None:
+            self.seen["attn_scale"].append(None)
         for name in ("q", "k", "v"):
             projection = getattr(block.attention, name)
-            seen[name].append(projection.of_output(outputs[projection.module]))
+            self.seen[name].append(projection.of_output(self.outputs[projection.module]))
 
-    return hook
+    def attention_sum(self, block: Block, module: nn.Module, args: tuple) -> None:
+        assert block.attn_post is not None
+        scale = block.attn_post.statistics(args[0].detach())[1].to(args[0].dtype)
+        self.seen["attn_scale"].append(scale)
+        self.seen["z"][-1] = self.seen["z"][-1] * scale[..., None]
+
+    def tap(self, name: str, module: nn.Module, args: tuple) -> tuple[Tensor]:
+        """Notes what one branch reads. A view, so that its gradient is that branch's own."""
+        x = args[0].view_as(args[0])
+        self.seen[name].append(x.detach())
+        self.taps[name].append(x)
+        return (x,)
+
+    def mlp(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.seen["mlp"].append(output.detach())
+
+
+def _run(model: Transformer, tokens: Tensor, input: Tensor | None, with_gradients: bool) -> tuple[Activations, Taps]:
+    recorder = _Recorder(input, with_gradients)
+    with hooks() as add:
+        for layer, block in enumerate(model.blocks):
+            attention = block.attention
+            add(block.module.register_forward_pre_hook(partial(recorder.block_input, layer), with_kwargs=True))
+            for module in attention.modules:
+                add(module.register_forward_hook(recorder.projection))
+            add(attention.out.register_forward_pre_hook(partial(recorder.z, block)))
+            if block.attn_post is not None:
+                add(block.attn_post.module.register_forward_pre_hook(partial(recorder.attention_sum, block)))
+            add(block.mlp_norm.module.register_forward_pre_hook(partial(recorder.tap, "mlp_in")))
+            writes_mlp = block.mlp if block.mlp_post is None else block.mlp_post.module
+            add(writes_mlp.register_forward_hook(recorder.mlp))
+        add(model.anatomy.final_norm.module.register_forward_pre_hook(partial(recorder.tap, "final")))
+        model.run_body(tokens)
+    single = {"input", "final"}
+    record: dict[str, Any] = {name: values[0] if name in single else values for name, values in recorder.seen.items()}
+    home, taps = model.device, recorder.taps
+    return Activations(**record).map(lambda x: x.to(home)), Taps(taps["z"], taps["mlp_in"], taps["final"][0])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from acdc.machine import free_memory, memory_now
 from acdc.task import Batch
 from acdc.transformer import Transformer, frozen
 
-SECONDS = 2.0  # a stage is measured on more prompts until so much has passed
+SECONDS, QUICK = 2.0, 0.25  # a stage is measured on more prompts until so much has passed
 MARGIN = 1.1  # of what a stage takes: allocators keep some of what is freed
 GIB = 2**30
 
@@ -93,28 +93,27 @@ def duration(seconds: int | float) -> str:
 
 
 def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *,
-              memory: int | float | None = None) -> Plan:
-    """Measures the stages and picks how many prompts are run at once, at most as many as the largest batch has.
+              memory: int | float | None = None, quick: bool = False) -> Plan:
+    """Measures the stages and picks how many prompts are run at once: as many as the largest batch has, or half of
+    them, or a quarter, and so on, so that a run that is started again has the same batches.
 
     `memory`: GiB that the run may have in use at most, what is there before included, as `acdc.machine.peak_memory`
-    counts; None: what is free. Cost: some seconds a stage. Seconds are those of this machine as busy as it is now; of
-    a search, whose cost depends on what it finds, they are a guess. Raises `AcdcError` where not even one prompt at a
-    time fits.
+    counts; None: what is free. `quick`: a stage is measured on two prompts if that takes long enough, all memory is put
+    down to them, so that the peak is rather too high, and what would not fit then is measured with more care. Cost:
+    some seconds a stage, or a fraction of one. Seconds are those of this machine as busy as it is now; of a search,
+    whose cost depends on what it finds, they are a guess. Raises `AcdcError` where not even one prompt at a time fits.
     """
-    longest = max(batches, key=lambda batch: (batch.clean.shape[1], len(batch)))
+    longest = _longest(batches)
     tokens = sum(batch.clean.numel() for batch in batches)
     n, most = sum(map(len, batches)), most_at_once(batches)
-    few = longest.rows(slice(0, min(len(longest), 8)))
-    with torch.no_grad(), frozen(model):
-        record(model, few.clean)
-        start = time.perf_counter()
-        record(model, few.clean)
-        pass_seconds = (time.perf_counter() - start) * tokens / few.clean.numel()
-    costs = tuple(_cost(model, longest, stage, tokens, most) for stage in stages)
+    pass_seconds = seconds_of_pass(model, batches)
+    costs = tuple(_cost(model, longest, stage, tokens, most, quick) for stage in stages)
     before = memory_now(model.device)
     budget = before + free_memory(model.device) if memory is None else memory
-    plans = [Plan(costs, before, pass_seconds, n, at_once) for at_once in range(most, 0, -1)]
+    plans = [Plan(costs, before, pass_seconds, n, at_once) for at_once in _halves(most)]
     fits = next((plan for plan in plans if plan.peak() <= budget), None)
+    if quick and fits is not plans[0]:
+        return make_plan(model, batches, stages, memory=memory)
     if fits is None:
         least = plans[-1]
         worst = max(least.costs, key=least.peak)
@@ -127,7 +126,26 @@ def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Sta
     return fits
 
 
-def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: int) -> Cost:
+def seconds_of_pass(model: Transformer, batches: Sequence[Batch]) -> float:
+    """Of one forward pass of all prompts, from a few of the longest."""
+    longest = _longest(batches)
+    few = longest.rows(slice(0, min(len(longest), 8)))
+    with torch.no_grad(), frozen(model):
+        record(model, few.clean)
+        start = time.perf_counter()
+        record(model, few.clean)
+    return (time.perf_counter() - start) * sum(batch.clean.numel() for batch in batches) / few.clean.numel()
+
+
+def _halves(n: int) -> list[int]:
+    return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
+
+
+def _longest(batches: Sequence[Batch]) -> Batch:
+    return max(batches, key=lambda batch: (batch.clean.shape[1], len(batch)))
+
+
+def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: int, quick: bool) -> Cost:
     """Measures a stage on more and more of the longest prompts."""
     known = [*model.hf.parameters(), *model.hf.buffers()]
     spent, points, n = 0.0, [], min(2, len(longest))
@@ -143,7 +161,7 @@ def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: i
         peak = peak_bytes(lambda few=few: stage.sample([few]), model.device, known)
         points.append((n, peak, times * scale * seconds))
         spent += time.perf_counter() - start
-        if spent > SECONDS and len(points) > 1:  # two, so that what does not grow with prompts is told apart
+        if spent > (QUICK if quick else SECONDS) and (quick or len(points) > 1):  # two tell apart what does not grow
             break
         n *= 2
     n, peak, seconds = points[-1]

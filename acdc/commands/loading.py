@@ -15,6 +15,7 @@ from acdc.packaged import sha256
 from .printing import say
 
 NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint", "ray", "workers"}
+SMALL = 30.0  # seconds of as many passes as there are edges: of smaller models no plan is measured
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -78,12 +79,16 @@ def _content(value: Any) -> Any:
 
 def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Callable[[], Sequence[Any]]
             ) -> list[Any]:
-    """With --memory, batches of as many prompts as fit in it; says what the run, made of `stages`, will take."""
-    from acdc.planning import gib, make_plan, rebatched
+    """Batches of as many prompts as fit in what is free, or in --memory; says what the run, made of `stages`, will
+    take. Of a small model, with which a run may take less than its plan, only a pass is measured."""
+    from acdc.planning import gib, make_plan, rebatched, seconds_of_pass
 
-    if arguments.memory is None:
+    memory = None if arguments.memory is None else gib(arguments.memory)
+    a_pass = seconds_of_pass(model, batches)
+    if memory is None and a_pass * model.graph().n_edges < SMALL:
+        say(f"plan: a forward pass of all prompts takes {1000 * a_pass:.0f} ms; acdc plan measures more")
         return list(batches)
-    plan = make_plan(model, batches, stages(), memory=gib(arguments.memory))
+    plan = make_plan(model, batches, stages(), memory=memory, quick=memory is None)
     say(plan.line())
     arguments.batch_size = plan.at_once
     return rebatched(batches, plan.at_once)

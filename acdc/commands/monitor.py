@@ -21,7 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", nargs="+", type=float, help="a value above it is an alarm: one for all, or one "
                         "for each watch")
     parser.add_argument("--stop-on-alarm", action="store_true", help="generate no further after an alarm")
-    parser.add_argument("--out", "-o", type=Path, help="write the lines to this file, not to the screen")
+    parser.add_argument("--out", "-o", type=Path, help="write the lines to this file when it ends; without "
+                        "it they are printed as they come")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -31,8 +31,8 @@ def weights_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors, _ = read_tensors(path, "safetensors file of a sparse coder", "give intact files")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise AcdcError(f"{path}: {name} is not of floating-point numbers, as a coder's weights are; give the weights "
-                            "of a coder")
+            raise AcdcError(f"{path}: {name} is not of floating-point numbers, as a coder's weights are; give those of "
+                            "one")
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
