@@ -88,14 +88,15 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
             raise AcdcError(f"no Ray cluster at {address or 'the address that RAY_ADDRESS or this machine gives'}: "
                             f"{str(error).splitlines()[0]}. Start one with `ray start --head`, and give its HOST:PORT, "
                             "or local for this machine alone") from error
+        finally:
+            with suppress(ValueError):  # not in the main thread, where ray sets none either
+                signal.signal(signal.SIGTERM, on_stop)
         yield
     finally:
         ray.shutdown()
         for name in _ray_settings():  # ray sets some more
             del os.environ[name]
         os.environ.update(settings)
-        with suppress(ValueError):  # not in the main thread, where ray sets none either
-            signal.signal(signal.SIGTERM, on_stop)
 
 
 def _ray_settings() -> dict[str, str]:

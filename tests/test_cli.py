@@ -435,7 +435,7 @@ def refused(out_folder, *arguments, status=1):
     *progress, message = err.splitlines()
     assert found == status and out == ""
     assert message.startswith("acdc: ") and len(message) > len("acdc: ")
-    assert all(line.startswith("loading ") or " pairs of prompts such as " in line for line in progress)
+    assert all(line.startswith(("loading ", "plan: ")) or " pairs of prompts such as " in line for line in progress)
     assert sorted(out_folder.rglob("*")) == before
     return message.removeprefix("acdc: "), progress
 

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from acdc.evaluation.calibration import calibrate
 from acdc.evaluation.faithfulness import measure
 from acdc.metrics import METRICS, Metric
 from acdc.models import load_model, weights_hash
-from acdc.ray_workers import LostError, divide
+from acdc.ray_workers import LostError, _cluster, divide
+from acdc.stopping import Stopped, stopped_by_signals
 from acdc.tasks import load_task
 
 ray = pytest.importorskip("ray")
@@ -56,7 +58,9 @@ def folder(tmp_path_factory):
 def cluster():
     """Two CPUs of this machine, whichever it has."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    on_stop = signal.getsignal(signal.SIGTERM)
     ray.init("local", num_cpus=2, log_to_driver=False, configure_logging=False, include_dashboard=False)
+    signal.signal(signal.SIGTERM, on_stop)
     yield
     ray.shutdown()
     del os.environ["RAY_USAGE_STATS_ENABLED"]
@@ -211,7 +215,7 @@ def test_other_weights_on_a_worker_are_refused(spread):
     os.kill(min(pids(spread)), signal.SIGKILL)
     try:
         with pytest.raises(AcdcError, match="a worker has acdc .*, weights of sha256 .*, but here are acdc"):
-            list(finished(spread.workers, lambda piece: [time.sleep(2)], range(60)))
+            list(finished(spread.workers, lambda piece: [time.sleep(1)], range(40)))
     finally:
         spread.workers.stand_for(spread, f"weights of sha256 {weights_hash(spread)}")
 
@@ -246,6 +250,15 @@ def test_mistakes_are_refused_before_the_model_is_loaded(folder, tmp_path, monke
     for order in (("discover", "--task", folder / "task.json"), ("benchmark", "--tasks", folder / "task.json")):
         status, _, err = run(*order, "--out", tmp_path / "out", *options)
         assert status == 1 and message in err
+
+
+def test_signals_stop_a_run_beside_ray_as_well():
+    """Ray has SIGTERM end the process at once."""
+    exits = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None,
+                            init=lambda **options: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15)))
+    with pytest.raises(Stopped), stopped_by_signals(), _cluster(exits, "local"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
 
 
 def test_without_ray(monkeypatch, tmp_path):
