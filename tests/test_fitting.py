@@ -83,7 +83,7 @@ def test_methods_find_the_same_in_parts(name):
     ablation = "mean" if name in ("eap", "ugs", "acdc") else "resample"
     options = {**options_of(name), "ablation": ablation, "kv": "group"}
     expected = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
-    with room_for(model, 3) as failed:
+    with room_for(model, 21 if name == "exact" else 3) as failed:  # it patches many edges of a batch at once
         found = METHODS[name](model, batches, LOGIT_DIFFERENCE, **options).values
     assert failed and np.isfinite(expected).any()
     np.testing.assert_allclose(found, expected, atol=1e-9)
@@ -93,7 +93,7 @@ def test_methods_find_the_same_in_parts(name):
 def test_scores_of_single_prompts_keep_their_order(name):
     model, batches = tiny("gemma2"), [make_batch(6, 6)]
     expected = METHODS[name](model, batches, LOGIT_DIFFERENCE, per_prompt=True)
-    with room_for(model, 4) as failed:
+    with room_for(model, 24 if name == "exact" else 4) as failed:
         found = METHODS[name](model, batches, LOGIT_DIFFERENCE, per_prompt=True)
     assert failed
     np.testing.assert_allclose(found.per_prompt, expected.per_prompt, atol=1e-6)
