@@ -14,7 +14,7 @@ from acdc.packaged import sha256
 
 from .printing import say
 
-NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint", "ray", "workers"}
+NOT_OF_THE_RESULT = {"run", "command_line", "out", "overwrite", "journal", "checkpoint", "ray", "workers", "memory"}
 SMALL = 30.0  # seconds of as many passes as there are edges: of smaller models no plan is measured
 
 
@@ -81,6 +81,7 @@ def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], s
             ) -> list[Any]:
     """Batches of as many prompts as fit in what is free, or in --memory; says what the run, made of `stages`, will
     take. Of a small model, with which a run may take less than its plan, only a pass is measured."""
+    from acdc.fitting import most_at_once
     from acdc.planning import gib, make_plan, rebatched, seconds_of_pass
 
     memory = None if arguments.memory is None else gib(arguments.memory)
@@ -90,6 +91,8 @@ def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], s
         return list(batches)
     plan = make_plan(model, batches, stages(), memory=memory, quick=memory is None)
     say(plan.line())
+    if plan.at_once == most_at_once(batches):
+        return list(batches)
     arguments.batch_size = plan.at_once
     return rebatched(batches, plan.at_once)
 
