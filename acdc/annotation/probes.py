@@ -205,8 +205,15 @@ def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_cont
     finds what is there whether or not the model uses it (see `acdc.annotation.erasure`). Cost: 5 (1 + n_controls) fits,
     twice that with shuffles, in as many dimensions as there are rows, at most. Raises `AcdcError` as `usable`.
     """
+    from threadpoolctl import threadpool_limits
+
     if n_controls < 2:
         raise AcdcError(f"{n_controls} control tasks: give at least 2, better 20; an accuracy says nothing without")
+    with threadpool_limits(1):  # threads that wait for each other cost small fits more than they bring
+        return _probe(x, labels, c, n_controls, seed)
+
+
+def _probe(x: Float[Tensor, "row width"], labels: Labels, c: float, n_controls: int, seed: int) -> Result:
     kept = usable(labels)
     chosen = labels.of(kept)
     points = _reduced(_standardised(x[torch.from_numpy(kept)].numpy())[0])
