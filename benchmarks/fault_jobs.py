@@ -57,9 +57,9 @@ JOBS = {job.name: job for job in (
     Job("evaluate", f"evaluate found {SAVED} --ablation optimal", "out.json", overwrite=False),
     Job("calibrate", f"calibrate found {SAVED} --edges 60", "out.json", overwrite=False),
     Job("test", f"test found {SAVED} --random 19 --inflated 29 --edges 6 --resamples 100 "
-        "--only sufficiency,random,minimality", "out.json", overwrite=False),
+        "--only sufficiency,random,minimality_edges", "out.json", overwrite=False),
     Job("annotate", f"annotate found {SAVED} --only effects,roles,lens", "out.json"),
-    Job("probe", f"probe {SAVED} --variable corrupted --site m0 m1 --controls 1"),
+    Job("probe", f"probe {SAVED} --variable corrupted --site m0 m1 --controls 2"),
     Job("trace", f"trace {SAVED} --subject first --prompts 3 --samples 2 --window 1"),
     Job("patch", f"patch {SAVED} --prompts 6"),
     Job("tune-lens", "tune-lens --model model --text text.txt --context 8 --steps 12"),

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from acdc.annotation.sites import changed, read
 from acdc.annotation.text import next_token_loss
@@ -50,7 +51,8 @@ class Worth:
         return asdict(self)
 
 
-def worth(model: Transformer, coder: SparseCoder | CrossLayerTarget, tokens: Int[Tensor, "window pos"]) -> Worth:
+def worth(model: Transformer, coder: SparseCoder | CrossLayerTarget, tokens: Int[Tensor, "window pos"], *,
+          progress: bool = False) -> Worth:
     """Measures a coder on text that it was not trained on. The first position of each window is left as it is.
 
     Cost: four forward passes. Raises `AcdcError` for a coder that does not fit the model.
@@ -60,7 +62,7 @@ def worth(model: Transformer, coder: SparseCoder | CrossLayerTarget, tokens: Int
     n, total = 0, torch.zeros(coder.d_out, dtype=torch.float64, device=tokens.device)
     active_on: list[Tensor] = []
     with frozen(model), torch.no_grad():
-        for some in tokens.split(WINDOWS_AT_ONCE):
+        for some in tqdm(tokens.split(WINDOWS_AT_ONCE), desc="measuring", unit="batch", disable=not progress):
             found = read(model, some, list({*coder.reads, coder.target}))
             x, y = [found[name][:, 1:] for name in coder.reads], found[coder.target][:, 1:]
             features = coder.encode(*x)
