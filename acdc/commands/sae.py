@@ -15,6 +15,7 @@ from .printing import say
 
 HELP = "train a sparse autoencoder or transcoder on text, measure one, or show what its features are"
 FILES = {"saelens": ("cfg.json", "sae_weights.safetensors"), "sparsify": ("cfg.json", "sae.safetensors")}
+REPORTED = 200  # windows that a report is of, unless told: of a text of thousands, minutes
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--model", default="smollm2", help="packaged model, hub name or local folder")
         action.add_argument("--text", default="python", help="a UTF-8 text file; python: Python's own reference")
         action.add_argument("--context", type=int, default=64, help="tokens of a window of the text")
-        action.add_argument("--windows", type=int, default=200 if action is report else None,
-                            help="take only the first windows of the text (default: %s)"
-                            % ("%(default)s" if action is report else "all"))
+        action.add_argument("--windows", type=int, help="take only the first windows of the text (default: all; "
+                            f"report: {REPORTED} at most)")
         action.add_argument("--dtype", default="float32", help="float32, bfloat16 or float64")
         action.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 
@@ -104,6 +104,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     coder = _coder(arguments)
     model, tokens = _load(arguments)
+    tokens = tokens[:REPORTED] if arguments.windows is None else tokens
     found = worth(model, coder, tokens, progress=sys.stderr.isatty())
     reads = coder.site if len(coder.reads) == 1 else f"{coder.reads[0]} to {coder.site}"
     print(f"{coder.architecture} {coder.kind}, {coder.n_features:,} features, from {reads} to {coder.target}")
