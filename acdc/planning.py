@@ -98,9 +98,9 @@ def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Sta
     them, or a quarter, and so on, so that a run that is started again has the same batches.
 
     `memory`: GiB that the run may have in use at most, what is there before included, as `acdc.machine.peak_memory`
-    counts; None: what is free. `quick`: a stage is measured on two prompts if that takes long enough, all memory is put
-    down to them, so that the peak is rather too high, and what would not fit then is measured with more care. Cost:
-    some seconds a stage, or a fraction of one. Seconds are those of this machine as busy as it is now; of a search,
+    counts; None: what is free. `quick`: a stage is measured on eight prompts if that takes long enough, all memory is
+    put down to them, so that the peak is rather too high, and what would not fit then is measured with more care. Cost:
+    some seconds a stage, or a second or two. Seconds are those of this machine as busy as it is now; of a search,
     whose cost depends on what it finds, they are a guess. Raises `AcdcError` where not even one prompt at a time fits.
     """
     longest = _longest(batches)
@@ -148,7 +148,7 @@ def _longest(batches: Sequence[Batch]) -> Batch:
 def _cost(model: Transformer, longest: Batch, stage: Stage, tokens: int, most: int, quick: bool) -> Cost:
     """Measures a stage on more and more of the longest prompts."""
     known = [*model.hf.parameters(), *model.hf.buffers()]
-    spent, points, n = 0.0, [], min(2, len(longest))
+    spent, points, n = 0.0, [], min(8 if quick else 2, len(longest))
     while n <= min(most, len(longest)):
         few = longest.rows(slice(0, n))
         start = time.perf_counter()
