@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from acdc.errors import AcdcError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -29,7 +31,8 @@ def stopped_by_signals() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM raise `Stopped`, once: a second one ends the process as the system would.
 
     A signal that the process was started to ignore stays ignored. In another thread than the main one, which alone gets
-    signals, nothing is changed.
+    signals, nothing is changed. What a library makes of a `Stopped` that was raised inside it (numpy some TypeError) is
+    a `Stopped` again outside.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,6 +51,12 @@ def stopped_by_signals() -> Iterator[None]:
             before[each] = signal.signal(each, stop)
     try:
         yield
+    except AcdcError:
+        raise
+    except Exception as error:
+        if _Told.by is None:
+            raise
+        raise _Told.by from error
     finally:
         _Told.by = None
         for each, handler in before.items():

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from acdc.errors import AcdcError
 from acdc.stopping import Stopped, stopped_by_signals, unbroken_steps
 
 
@@ -20,6 +21,21 @@ def test_a_signal_stops_once_and_handlers_are_put_back(number, status):
         time.sleep(1)
     assert stop.value.status == status and isinstance(stop.value, KeyboardInterrupt)
     assert {each: signal.getsignal(each) for each in before} == before
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(TypeError, Stopped), (AcdcError, AcdcError)])
+def test_what_a_library_makes_of_it_is_a_stop_and_what_is_known_is_said(raised, seen):
+    with pytest.raises(seen), stopped_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except Stopped:
+            raise raised("of something else") from None
+
+
+def test_an_error_that_no_signal_made_stays_as_it_is():
+    with pytest.raises(TypeError, match="a bug"), stopped_by_signals():
+        raise TypeError("a bug")
 
 
 def test_a_step_is_finished_first():
