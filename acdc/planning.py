@@ -93,27 +93,28 @@ def duration(seconds: int | float) -> str:
 
 
 def make_plan(model: Transformer, batches: Sequence[Batch], stages: Sequence[Stage], *,
-              memory: int | float | None = None, quick: bool = False) -> Plan:
+              memory: int | float | None = None, quick: bool = False, pass_seconds: float | None = None) -> Plan:
     """Measures the stages and picks how many prompts are run at once: as many as the largest batch has, or half of
     them, or a quarter, and so on, so that a run that is started again has the same batches.
 
     `memory`: GiB that the run may have in use at most, what is there before included, as `acdc.machine.peak_memory`
     counts; None: what is free. `quick`: a stage is measured on eight prompts if that takes long enough, all memory is
-    put down to them, so that the peak is rather too high, and what would not fit then is measured with more care. Cost:
-    some seconds a stage, or a second or two. Seconds are those of this machine as busy as it is now; of a search,
-    whose cost depends on what it finds, they are a guess. Raises `AcdcError` where not even one prompt at a time fits.
+    put down to them, so that the peak is rather too high, and what would not fit then is measured with more care.
+    `pass_seconds`: what `seconds_of_pass` says, if at hand. Cost: some seconds a stage; quick, a second or two.
+    Seconds are those of this machine as busy as it is now; of a search, whose cost depends on what it finds, they are a
+    guess. Raises `AcdcError` where not even one prompt at a time fits.
     """
     longest = _longest(batches)
     tokens = sum(batch.clean.numel() for batch in batches)
     n, most = sum(map(len, batches)), most_at_once(batches)
-    pass_seconds = seconds_of_pass(model, batches)
+    pass_seconds = seconds_of_pass(model, batches) if pass_seconds is None else pass_seconds
     costs = tuple(_cost(model, longest, stage, tokens, most, quick) for stage in stages)
     before = memory_now(model.device)
     budget = before + free_memory(model.device) if memory is None else memory
     plans = [Plan(costs, before, pass_seconds, n, at_once) for at_once in _halves(most)]
     fits = next((plan for plan in plans if plan.peak() <= budget), None)
     if quick and fits is not plans[0]:
-        return make_plan(model, batches, stages, memory=memory)
+        return make_plan(model, batches, stages, memory=memory, pass_seconds=pass_seconds)
     if fits is None:
         least = plans[-1]
         worst = max(least.costs, key=least.peak)

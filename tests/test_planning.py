@@ -1,6 +1,7 @@
 """What a plan says is near what is then measured, and a budget is kept."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ from tiny_models import VOCAB
 from transformers import LlamaConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from acdc import planning
 from acdc.circuit import Circuit
 from acdc.cli import main
+from acdc.commands import loading
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
 from acdc.fitting import most_at_once
 from acdc.live_bytes import peak_bytes
 from acdc.machine import memory_now, peak_memory, reset_peak_memory
 from acdc.metrics import METRICS
-from acdc.planning import duration, gib, make_plan, rebatched
+from acdc.planning import MARGIN, Stage, duration, gib, make_plan, rebatched
 from acdc.stages import loss_of, stages_of_method
 from acdc.transformer import Transformer
 
@@ -98,6 +101,24 @@ def test_what_does_not_fit_is_refused_with_a_remedy(model):
         make_plan(model, batches, stages, memory=0.1)
 
 
+def test_a_quick_plan_says_too_much_rather_than_too_little(model, monkeypatch):
+    """And where it says that all prompts at once do not fit, the careful plan decides."""
+    def sample(few):
+        time.sleep(0.15)
+        torch.ones(2_000_000 + 1_000_000 * sum(map(len, few)))
+        return 3.0
+
+    batches, stages, gib_of = [make_batch(64, 4)], [Stage("it", sample)], 4e6 * MARGIN / 2**30
+    careful = make_plan(model, batches, stages)
+    quick = make_plan(model, batches, stages, quick=True, pass_seconds=2.0)
+    assert careful.at_once == quick.at_once == 64 and quick.passes == quick.seconds / 2
+    assert careful.costs[0].peak(64, 64) == pytest.approx((2 + 64) * gib_of, rel=0.01)
+    assert quick.costs[0].peak(64, 64) == pytest.approx((2 + 8) * 8 * gib_of, rel=0.01)
+    monkeypatch.setattr(planning, "memory_now", lambda device: 1.0)
+    between = make_plan(model, batches, stages, quick=True, memory=1 + 73 * gib_of)
+    assert between.at_once == 64 and between.costs[0].fixed == pytest.approx(8e6, rel=0.05)
+
+
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 8), ("512MiB", 0.5), ("8", 8), ("1.5 gib", 1.5)])
 def test_sizes(text, size):
     assert gib(text) == size
@@ -113,7 +134,7 @@ def test_durations():
     assert [duration(s) for s in (0.1, 5, 200, 9000)] == ["a second", "5 s", "3 min", "2 h"]
 
 
-def test_the_command_says_what_discover_would_take(tmp_path, capsys):
+def test_the_command_says_what_discover_would_take(tmp_path, capsys, monkeypatch):
     options = ["--model", "digits_vit", "--task", "digits", "--method", "eap", "--prompts", "6"]
     assert main(["plan", *options]) == 0
     printed = capsys.readouterr().out
@@ -123,4 +144,7 @@ def test_the_command_says_what_discover_would_take(tmp_path, capsys):
     assert "--memory allows 0.01" in capsys.readouterr().err
     rest = ["--out", str(tmp_path / "found"), "--calibrate", "0", "--resamples", "0"]
     assert main(["discover", *options, "--memory", "100GiB", *rest]) == 0
+    assert "plan: about" in capsys.readouterr().err
+    monkeypatch.setattr(loading, "SMALL", 0.0)
+    assert main(["discover", *options, *rest, "--overwrite"]) == 0
     assert "plan: about" in capsys.readouterr().err

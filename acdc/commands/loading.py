@@ -89,7 +89,7 @@ def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], s
     if memory is None and a_pass * model.graph().n_edges < SMALL:
         say(f"plan: a forward pass of all prompts takes {1000 * a_pass:.0f} ms; acdc plan measures more")
         return list(batches)
-    plan = make_plan(model, batches, stages(), memory=memory, quick=memory is None)
+    plan = make_plan(model, batches, stages(), memory=memory, quick=memory is None, pass_seconds=a_pass)
     say(plan.line())
     if plan.at_once == most_at_once(batches):
         return list(batches)
