@@ -11,12 +11,11 @@ from acdc.benchmarks import soak as soak_module
 from acdc.benchmarks.soak import soak
 from acdc.discovery import METHODS
 
-SLOW = {"test", "probe", "evaluate", "acdc_sequential"}  # in the full measurement only
-
 
 @pytest.mark.parametrize(("what", "times", "jobs"), [
     ("kill", 2, ["eap_ig", "exact", "acdc", "edge_pruning", "calibrate", "annotate", "trace", "tune-lens", "sae",
                  "benchmark"]),
+    ("kill", 0, ["ifr", "acdc_sequential", "evaluate", "test", "probe", "patch"]),  # slow, or like one above: just run
     ("stop", 2, ["eap_ig", "acdc", "edge_pruning", "calibrate", "sae"]),
 ])
 def test_a_killed_or_stopped_job_goes_on_to_the_same_result(what, times, jobs):
