@@ -135,7 +135,7 @@ def test_the_circuit_does_better_with_them(family, kv):
     assert all(weight.requires_grad and weight.grad is None for weight in model.hf.parameters())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox"])
 def test_with_all_cut_they_come_near_the_best_constant_logits(name):
     """Found alone: the vector that the unembedding reads, by another optimiser. Random models' own KL is large."""
     model, batches = tiny(name), batches_of()
