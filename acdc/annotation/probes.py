@@ -205,7 +205,7 @@ def probe(x: Float[Tensor, "row width"], labels: Labels, *, c: float = C, n_cont
     finds what is there whether or not the model uses it (see `acdc.annotation.erasure`). Cost: 5 (1 + n_controls) fits,
     twice that with shuffles, in as many dimensions as there are rows, at most. Raises `AcdcError` as `usable`.
     """
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # here, because its import sets an environment variable
 
     if n_controls < 2:
         raise AcdcError(f"{n_controls} control tasks: give at least 2, better 20; an accuracy says nothing without")
