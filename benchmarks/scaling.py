@@ -1,11 +1,13 @@
-"""What a model of a billion parameters takes: seconds and peak memory of EAP-IG and of measuring its circuit.
+"""What a model of a billion parameters takes: seconds, memory and operations of EAP-IG and of measuring its circuit.
 
     python -m acdc.benchmarks.scaling [--prompts 4] [--batch-size 4] [--results benchmarks/results]
 
 The model has the shapes of Llama-3.2-1B (16 layers of 32 query and 8 KV heads, d_model 2048, vocabulary 128,256, tied)
 and random weights, so that nothing is downloaded. Prompts are random tokens that differ from the fourth on; answer and
 wrong answer are the tokens that the corrupted prompt takes most from and gives most to. Each dtype has a process of its
-own, whose peak is counted anew for each stage; it holds the model.
+own, whose peak is counted anew for each stage; it holds the model. Each stage is run a second time to count what does
+not depend on the machine: operations, in forward passes of all prompts (2 times the weights but those of the
+unembedding, times the tokens), and the bytes of the tensors that are there at once, weights left out.
 """
 
 import argparse
@@ -13,11 +15,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from acdc.benchmarks.record import row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.discovery.eap_ig import eap_ig
@@ -59,31 +66,60 @@ def random_batches(model: Transformer, n: int, length: int, size: int) -> list[B
     return batches
 
 
-def timed(model: Transformer, run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    device = str(model.device)
-    counted = reset_peak_memory(device)
+class Count(TorchDispatchMode):
+    """Counts, of what runs inside: `operations` (of matrix products and attention) and, at their `peak`, the bytes of
+    the tensors that were made."""
+
+    def __init__(self, made_before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.operations = self.bytes = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in made_before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (counted := flop_registry.get(func._overloadpacket)) is not None:
+            self.operations += counted(*args, **(kwargs or {}), out_val=result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.bytes -= size
+
+
+def cost(model: Transformer, tokens: int, run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a run returns, its cost and, from a second run, its counts."""
+    device, parameters = str(model.device), list(model.hf.parameters())
+    has_peak = reset_peak_memory(device)
     start = time.perf_counter()
     result = run()
-    return result, {"seconds": time.perf_counter() - start, "gib": peak_memory(device) if counted else float("nan")}
+    found = {"seconds": time.perf_counter() - start, "gib": peak_memory(device) if has_peak else float("nan")}
+    with Count([*parameters, *model.hf.buffers()]) as count:
+        run()
+    weights = sum(parameter.numel() for parameter in parameters) - model.unembedding.numel()
+    return result, {**found, "passes": count.operations / (2 * weights * tokens), "tensors": count.peak / 2**30}
 
 
-def measure(dtype: str, prompts: int, length: int, size: int, steps: int) -> dict[str, Any]:
+def measure(dtype: str, prompts: int, length: int, size: int, steps: int, **shapes: Any) -> dict[str, Any]:
     """The numbers of one dtype, in this process."""
     start = time.perf_counter()
-    model = random_llama(dtype)
+    model = random_llama(dtype, **shapes)
     loaded = {"seconds": time.perf_counter() - start, "gib": peak_memory(str(model.device))}
     batches = random_batches(model, prompts, length, size)
     print(f"{dtype}: loaded, {loaded}", file=sys.stderr, flush=True)
-    scores, discovered = timed(model, lambda: eap_ig(model, batches, steps=steps))
+    given = partial(cost, model, prompts * length)
+    scores, discovered = given(partial(eap_ig, model, batches, steps=steps))
     print(f"{dtype}: EAP-IG, {discovered}", file=sys.stderr, flush=True)
-    circuit = scores.top(scores.graph.n_edges // 100, by="magnitude")
-    found, evaluated = timed(model, lambda: faithfulness(model, circuit, batches))
-    print(f"{dtype}: circuit, {evaluated}", file=sys.stderr, flush=True)
-    dense = scores.top(scores.graph.n_edges // 2, by="magnitude")
-    _, of_dense = timed(model, lambda: faithfulness(model, dense, batches))
-    return {"n_edges": scores.graph.n_edges, "f": found.faithfulness, "threads": torch.get_num_threads(),
-            "load": loaded, "EAP-IG": discovered, "circuit of 1% of the edges": evaluated,
-            "circuit of 50% of the edges": of_dense}
+    n_edges, found = scores.graph.n_edges, {"EAP-IG": discovered}
+    for percent in (1, 50):
+        circuit = scores.top(n_edges * percent // 100, by="magnitude")
+        _, found[f"circuit of {percent}% of the edges"] = given(partial(faithfulness, model, circuit, batches))
+    return {"n_edges": n_edges, "threads": torch.get_num_threads(), "load": loaded, **found}
 
 
 def main() -> None:
@@ -108,11 +144,16 @@ def main() -> None:
                               stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         n_edges, threads = found["n_edges"], found["threads"]
-        for what, cost in found.items():
-            if isinstance(cost, dict):
-                print(f"{dtype:<9} {what:<28} {cost['seconds']:7.1f} s   peak {cost['gib']:5.2f} GiB", flush=True)
-                rows += [row(f"{dtype}: {what}", cost["seconds"], "s", "elapsed"),
-                         row("its peak", cost["gib"], "GiB", "of the process, model included")]
+        for what, took in found.items():
+            if isinstance(took, dict):
+                line = f"{dtype:<9} {what:<28} {took['seconds']:7.1f} s   peak {took['gib']:5.2f} GiB"
+                rows += [row(f"{dtype}: {what}", took["seconds"], "s", "elapsed"),
+                         row("its peak", took["gib"], "GiB", "of the process, model included")]
+                if "passes" in took:
+                    line += f"   {took['passes']:5.2f} passes   tensors {took['tensors']:5.2f} GiB"
+                    rows += [row("its operations", took["passes"], "", "as many as so many forward passes"),
+                             row("its tensors", took["tensors"], "GiB", "at once, without weights")]
+                print(line, flush=True)
     if arguments.results:
         about = (f"A Llama of 1.24 billion random parameters, {n_edges:,} edges; {arguments.prompts} prompts of "
                  f"{arguments.tokens} tokens, {arguments.batch_size} a batch, {arguments.steps} steps, {threads} "

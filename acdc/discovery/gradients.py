@@ -217,13 +217,18 @@ def gradients_at_points(
             run, layers, at_logits = _forward_and_backward(model, batch, inside, loss, start)
         clean = run if point == 1.0 else clean
         logits_gradient = at_logits if logits_gradient is None else logits_gradient + at_logits
-        for layer, more in zip(total, layers, strict=bool(total)):
-            layer.u.add_(more.u)
-            layer.mlp.add_(more.mlp)
-            layer.steps.extend(more.steps)
-        total = total or layers
+        total = _added(total, layers)
+        del run, layers  # the next run needs their room
     assert clean is not None and logits_gradient is not None
     return clean, total, logits_gradient
+
+
+def _added(total: list[LayerGradient], layers: list[LayerGradient]) -> list[LayerGradient]:
+    for layer, more in zip(total, layers, strict=bool(total)):
+        layer.u.add_(more.u)
+        layer.mlp.add_(more.mlp)
+        layer.steps.extend(more.steps)
+    return total or layers
 
 
 def _loss(metric: Metric, batch: Batch, reference: Tensor | None, logits: Float[Tensor, "batch vocab"]
