@@ -65,7 +65,7 @@ def interrupt(job: Job, given: Path, times: int, signals: Sequence[signal.Signal
         tally.n += 1
         tally.in_time += status != 0
         tally.kept += any("pieces-" in path.name or path.suffix in (".checkpoint", ".journal")
-                          for path in folder.iterdir())
+                          for path in folder.iterdir()) or any(folder.glob("out/cells/*.json"))
         _check_after(job, folder, number, status, old, whole)
         assert run(folder, job.arguments(), "log2") == 0, f"{job.name}: {(folder / 'log2').read_text()}"
         found = contents(folder / job.out)
