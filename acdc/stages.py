@@ -17,6 +17,7 @@ from acdc.discovery.exact import exact_effects
 from acdc.graph import Graph
 from acdc.live_state import LiveState
 from acdc.metrics import METRICS, Metric
+from acdc.optimal_ablation import learn_ablation
 from acdc.patching import run_circuit
 from acdc.planning import GIB, Stage
 from acdc.task import Batch, position_names
@@ -81,9 +82,25 @@ def stage_of_effects(model: Transformer, circuit: Circuit, metric: Metric) -> St
         model, few if len(few[0]) > 1 else [*few, *few], metric, some)))
 
 
+def stage_of_constants(model: Transformer, circuit: Circuit, batches: Sequence[Batch]) -> Stage:
+    """Of learning the constants of optimal ablation, on as many prompts as these."""
+    taken = inspect.signature(learn_ablation).parameters
+    n = sum(map(len, batches))
+    drawn = min(taken["prompts_per_step"].default, n)
+    stored = _stored(model, max(batch.clean.shape[1] for batch in batches))
+
+    def sample(few: Sequence[Batch]) -> float:
+        size = min(drawn, sum(map(len, few)))
+        learn_ablation(model, few, circuit=circuit, steps=1, prompts_per_step=size)
+        return taken["steps"].default * drawn / size
+
+    return Stage("optimal ablation", sample, more=lambda n, at_once: stored * max(0, n - at_once), per_prompt=False)
+
+
 def _of_few(ablation: Any) -> Any:
-    """A mean over prompts takes what a corrupted run does; of a single prompt there is none."""
-    return "resample" if ablation == "mean" else ablation
+    """What a mean over prompts, or learned constants, take is what a corrupted run does; of a single prompt there is no
+    mean."""
+    return "resample" if ablation in ("mean", "optimal") else ablation
 
 
 def _times(n: int | float, run: Callable[[Sequence[Batch]], Any]) -> Sample:
@@ -186,7 +203,7 @@ def _learned(model: Transformer, method: str, batches: Sequence[Batch], metric: 
     few_options = {**options, "steps": 1, **({"start": None} if "start" in taken else {})}
 
     def sample(few: Sequence[Batch]) -> float:
-        size = sum(map(len, few))
+        size = min(drawn, sum(map(len, few)))
         function(model, few, metric, **{**few_options, "prompts_per_step": size}, **scoring)
         return option("steps") * drawn / size
 

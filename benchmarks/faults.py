@@ -4,10 +4,11 @@
     python -m acdc.benchmarks.faults stop [--times 5]
     python -m acdc.benchmarks.faults soak [--runs 200]
 
-`kill`: each job is killed with SIGKILL at a random moment of its run and started again. After the kill every file of an
-earlier result must be whole, old or new; after the second run the result must be that of an uninterrupted run, byte for
-byte, and nothing else may be left. `stop`: the same with SIGINT and SIGTERM, after which nothing half-written may be
-left either, and the exit status must be 130 or 143. `soak`: see `acdc.benchmarks.soak`.
+`kill`: each job is killed with SIGKILL, first as soon as it has kept something to go on from, then at random moments of
+its run, and started again. After the kill every file of an earlier result must be whole, old or new; after the second
+run the result must be that of an uninterrupted run, byte for byte, and nothing else may be left. `stop`: the same with
+SIGINT and SIGTERM, after which nothing half-written may be left either, and the exit status must be 130 or 143. `soak`:
+see `acdc.benchmarks.soak`.
 """
 
 import argparse
@@ -58,14 +59,16 @@ def interrupt(job: Job, given: Path, times: int, signals: Sequence[signal.Signal
         shutil.copytree(given, folder)
         old = _older(job, base, folder)
         process = start(folder, job.arguments())
-        time.sleep(rng.random() * lasts)
+        if tally.n == 0:
+            _wait_until_kept(job, folder, process)
+        else:
+            time.sleep(rng.random() * lasts)
         number = signals[tally.n % len(signals)]
         os.kill(process, number)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         tally.n += 1
         tally.in_time += status != 0
-        tally.kept += any("pieces-" in path.name or path.suffix in (".checkpoint", ".journal")
-                          for path in folder.iterdir()) or any(folder.glob("out/cells/*.json"))
+        tally.kept += _has_kept(folder)
         _check_after(job, folder, number, status, old, whole)
         assert run(folder, job.arguments(), "log2") == 0, f"{job.name}: {(folder / 'log2').read_text()}"
         found = contents(folder / job.out)
@@ -76,6 +79,18 @@ def interrupt(job: Job, given: Path, times: int, signals: Sequence[signal.Signal
         shutil.rmtree(folder)
     shutil.rmtree(base)
     return tally
+
+
+def _has_kept(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir()]
+    return (any("pieces-" in name or name.endswith((".checkpoint", ".journal")) for name in names)
+            or any(folder.glob("out/cells/*.json")))
+
+
+def _wait_until_kept(job: Job, folder: Path, process: int) -> None:
+    while not _has_kept(folder):
+        assert not os.waitpid(process, os.WNOHANG)[0], f"{job.name}: it ended, and had kept nothing to go on from"
+        time.sleep(0.001)
 
 
 def _older(job: Job, base: Path, folder: Path) -> dict[str, bytes]:

@@ -15,20 +15,19 @@ import json
 import subprocess
 import sys
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from acdc.benchmarks.record import row, write_record  # pyright: ignore[reportMissingImports]
 from acdc.discovery.eap_ig import eap_ig
 from acdc.evaluation.faithfulness import faithfulness
+from acdc.live_bytes import peak_bytes
 from acdc.machine import peak_memory, reset_peak_memory
 from acdc.models import load_model
 from acdc.task import Batch, Example
@@ -66,30 +65,19 @@ def random_batches(model: Transformer, n: int, length: int, size: int) -> list[B
     return batches
 
 
-class Count(TorchDispatchMode):
-    """Counts, of what runs inside: `operations` (of matrix products and attention) and, at their `peak`, the bytes of
-    the tensors that were made."""
+class Operations(TorchDispatchMode):
+    """Counts those of the matrix products and attention that run inside. (torch's own counter hooks modules, in whose
+    outputs it forbids `autograd.grad`.)"""
 
-    def __init__(self, made_before: Iterable[torch.Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.operations = self.bytes = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in made_before}
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if (counted := flop_registry.get(func._overloadpacket)) is not None:
-            self.operations += counted(*args, **(kwargs or {}), out_val=result)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
-                self.known.add(storage._cdata)
-                self.bytes += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.bytes)
+            self.count += counted(*args, **(kwargs or {}), out_val=result)
         return result
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.bytes -= size
 
 
 def cost(model: Transformer, tokens: int, run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -99,10 +87,10 @@ def cost(model: Transformer, tokens: int, run: Callable[[], Any]) -> tuple[Any, 
     start = time.perf_counter()
     result = run()
     found = {"seconds": time.perf_counter() - start, "gib": peak_memory(device) if has_peak else float("nan")}
-    with Count([*parameters, *model.hf.buffers()]) as count:
-        run()
+    with Operations() as operations:
+        tensors = peak_bytes(run, model.device, [*parameters, *model.hf.buffers()])
     weights = sum(parameter.numel() for parameter in parameters) - model.unembedding.numel()
-    return result, {**found, "passes": count.operations / (2 * weights * tokens), "tensors": count.peak / 2**30}
+    return result, {**found, "passes": operations.count / (2 * weights * tokens), "tensors": tensors / 2**30}
 
 
 def measure(dtype: str, prompts: int, length: int, size: int, steps: int, **shapes: Any) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from acdc.fitting import most_at_once
 from acdc.live_bytes import peak_bytes
 from acdc.machine import memory_now, peak_memory, reset_peak_memory
 from acdc.metrics import METRICS
+from acdc.optimal_ablation import learn_ablation
 from acdc.planning import MARGIN, Stage, duration, gib, make_plan, rebatched
-from acdc.stages import loss_of, stages_of_method
+from acdc.stages import loss_of, stage_of_constants, stages_of_method
 from acdc.transformer import Transformer
 
 LOGIT_DIFFERENCE = METRICS["logit_difference"]
@@ -76,6 +77,19 @@ def test_a_plan_is_near_what_is_measured(model, name, options, n):
     peak = peak_bytes(lambda: run(model, batches, loss, **options), CPU, [*model.hf.parameters()])
     foreseen = (plan.peak() - plan.before) * 2**30
     assert 0.5 < foreseen / peak < 2, (foreseen, peak)
+
+
+def test_learning_constants_is_planned(model):
+    batches = [make_batch(8, 24)]
+    graph = model.graph()
+    circuit = Circuit(graph, np.arange(graph.n_edges) % 4 == 0)
+    plan = make_plan(model, batches, [stage_of_constants(model, circuit, batches)])
+    peak = peak_bytes(lambda: learn_ablation(model, batches, circuit=circuit, steps=2), CPU, [*model.hf.parameters()])
+    start = time.perf_counter()
+    learn_ablation(model, batches, circuit=circuit, steps=40)
+    seconds = 5 * (time.perf_counter() - start)
+    assert 0.5 < (plan.peak() - plan.before) * 2**30 / peak < 2
+    assert 0.3 < plan.seconds / seconds < 4, (plan.seconds, seconds)
 
 
 @pytest.mark.skipif(not reset_peak_memory(), reason="peak memory cannot be counted anew here")

@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.faithfulness import faithfulness, faithfulness_curve
     from acdc.metrics import METRICS
-    from acdc.stages import stage_of_circuit, stages_of_curves
+    from acdc.optimal_ablation import learn_ablation
+    from acdc.stages import stage_of_circuit, stage_of_constants, stages_of_curves
 
     circuit = read_circuit(arguments.circuit)
     if arguments.curve and circuit.scores is None:
@@ -36,11 +37,16 @@ def run(arguments: argparse.Namespace) -> None:
     with output_file(arguments.out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
         metric = choose("metric", arguments.metric, METRICS)
-        ablation = _learned(arguments, circuit, model, task) if arguments.ablation == "optimal" else arguments.ablation
+        optimal = arguments.ablation == "optimal"
         batches = planned(arguments, model, batches, lambda: [
-            stage_of_circuit(model, circuit, metric, ablation),
-            *(stages_of_curves(model, circuit.graph, metric, ablation, 2) if arguments.curve else ())])
-        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+            *([stage_of_constants(model, circuit, batches)] if optimal else ()),
+            stage_of_circuit(model, circuit, metric, arguments.ablation),
+            *(stages_of_curves(model, circuit.graph, metric, arguments.ablation, 2) if arguments.curve else ())])
+        to_learn = _found_with(arguments, circuit, model, task) if optimal else []
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, [*batches, *to_learn]))
+        ablation: Any = arguments.ablation
+        if optimal:  # the constants with which the circuit does best
+            ablation = learn_ablation(model, to_learn, circuit=circuit, progress=sys.stderr.isatty())
         model = work.enter_context(spread(arguments, model))
         measured: dict[str, Any] = {"ablation": ablation, "progress": sys.stderr.isatty()}
         result = faithfulness(model, circuit, batches, metric, **measured)
@@ -59,10 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"written to {arguments.out}")
 
 
-def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: Any) -> Any:
-    """The constants with which the circuit does best on the prompts that it was found with."""
+def _found_with(arguments: argparse.Namespace, circuit: Any, model: Any, measured: Any) -> list[Any]:
+    """The prompts that the circuit was found with, on which constants are learned."""
     from acdc.models import check_prompts
-    from acdc.optimal_ablation import learn_ablation
     from acdc.tasks import load_task  # pyright: ignore[reportMissingImports]
 
     known = circuit.provenance
@@ -79,4 +84,4 @@ def _learned(arguments: argparse.Namespace, circuit: Any, model: Any, measured: 
     others = "; give --seed or --task to measure on others" if task.examples == measured.examples else ""
     print("optimal ablation: one constant a node, learned by kl_divergence on the "
           f"{len(task)} prompts that the circuit was found with{others}")
-    return learn_ablation(model, batches, circuit=circuit, progress=sys.stderr.isatty())
+    return batches
