@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -161,6 +162,18 @@ def check_device(device: str, *, here: bool = True) -> None:
             torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise AcdcError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def check_out(arguments: argparse.Namespace) -> None:
+    """Refuses an --out that is a file which the command reads, such as the circuit or its prompts. Annotations may be
+    added to their own file."""
+    out = getattr(arguments, "out", None)
+    given = {name: value for name, value in vars(arguments).items() if name not in ("out", "annotations")}
+    for name, value in given.items() if out is not None and os.path.isfile(out) else ():
+        for one in value if isinstance(value, list) else [value]:
+            path = one / "circuit.json" if isinstance(one, Path) and one.is_dir() else one
+            if isinstance(path, str | Path) and os.path.isfile(path) and os.path.samefile(path, out):
+                raise AcdcError(f"--out {out} is the {name} that is read, and would replace it; give another --out")
 
 
 def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:

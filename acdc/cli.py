@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, cast
 
-from acdc.arguments import build_parser
+from acdc.arguments import build_parser, check_out
 from acdc.commands import COMMANDS
 from acdc.errors import AcdcError
 from acdc.stopping import stopped_by_signals
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
         with _log_shown(), stopped_by_signals(), redirect_stdout(cast(Any, _Printed(sys.stdout))):
+            check_out(arguments)
             arguments.run(arguments)
             sys.stdout.flush()
     except AcdcError as error:

@@ -2,12 +2,16 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-STATUS, RESET, MEMORY = (Path("/proc") / name for name in ("self/status", "self/clear_refs", "meminfo"))  # Linux only
+STATUS, RESET, MEMORY, GROUPS = (Path("/proc") / name for name in (
+    "self/status", "self/clear_refs", "meminfo", "self/cgroup"))  # Linux only
+LIMITS = Path("/sys/fs/cgroup")
 
 
 def machine() -> dict[str, Any]:
@@ -70,10 +74,35 @@ def memory_now(device: str | torch.device = "cpu") -> float:
 
 
 def free_memory(device: str | torch.device = "cpu") -> float:
-    """GiB that can still be had; infinite where that is not known."""
+    """GiB that can still be had, by what is free on the device and by the limits of this process (`ulimit -v`, control
+    groups such as those of batch systems and containers); infinite where that is not known."""
     counter = counts_memory(device)
     if counter is not None:
         return counter.mem_get_info(device)[0] / 2**30 if hasattr(counter, "mem_get_info") else float("inf")
     if not MEMORY.exists():
         return float("inf")
-    return int(MEMORY.read_text().split("MemAvailable:")[1].split()[0]) / 2**20
+    free = int(MEMORY.read_text().split("MemAvailable:")[1].split()[0]) / 2**20
+    return max(0.0, min([free, *_room_of_process(), *_room_of_groups()]))
+
+
+def _room_of_process() -> Iterator[float]:
+    import resource  # not on Windows
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield limit / 2**30 - _status("VmSize")
+
+
+def _room_of_groups() -> Iterator[float]:
+    """What is left to the control groups of this process and to those around them; files in memory can be given up."""
+    for line in GROUPS.read_text().splitlines() if GROUPS.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        root, most, used, idle = (LIMITS, "memory.max", "memory.current", "inactive_file") if not kinds else (
+            LIMITS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        inner = root / path.lstrip("/")
+        for group in (folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)):
+            with suppress(OSError, ValueError, IndexError):  # without a limit, or not to be seen from here
+                files = int((group / "memory.stat").read_text().split(f"{idle} ")[1].split()[0])
+                yield (int((group / most).read_text()) - int((group / used).read_text()) + files) / 2**30

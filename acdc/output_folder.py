@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from acdc.errors import AcdcError
 
 PART = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{8}\.part")  # what is being written; a killed run leaves one behind
+PLAN = "plan"  # the ending of a file that says how many prompts a run has at once
 REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space",
             errno.EFBIG: "the system lets no file be so large: ulimit -f",
             errno.ENAMETOOLONG: "give a shorter name"}
@@ -49,21 +50,24 @@ class OutputFolder:
 def output_folder(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[OutputFolder]:
     """A folder that appears at the end with the files `names`. Others in an existing folder are left alone.
 
-    Raises `AcdcError` at once where it cannot be written, or another run is writing it; and where the disk is full.
+    Raises `AcdcError` at once where it cannot be written, nor what is kept beside it on the way, or another run is
+    writing it; and where the disk is full.
     """
     if os.path.lexists(target) and not target.is_dir():
         raise AcdcError(f"cannot write to {target}: it is a file; --out must name a folder")
-    there = [name for name in names if (target / name).exists()]
-    if there and not overwrite:
-        raise AcdcError(f"{target} already holds {there[0]}; give another --out, or --overwrite to replace it")
-    parent, name = target.absolute().parent, target.absolute().name or "out"
+    _refuse_to_replace(target, names, overwrite)
+    parent, name = target.resolve().parent, target.resolve().name
+    if not name or parent.is_dir() and not os.access(parent, os.W_OK | os.X_OK):
+        why = "it has no name" if not name else f"what is kept on the way goes beside it, and {parent} is read-only"
+        raise AcdcError(f"cannot write to {target}: {why}; give an --out in a folder that can be written")
     work = (target if target.is_dir() else parent) / _part(name)
-    with _made(parent, target), _only_run(work.parent / f".{name}.lock", target), _spent() as spent:
+    with _made(parent, target), _only_run(parent / f".{name}.lock", target), _spent() as spent:
         remove_parts(work.parent, name)
         remove_parts(parent, name, f"{name}.checkpoint")
         try:
             work.mkdir()
             yield OutputFolder(target, work, spent)
+            _refuse_to_replace(target, names, overwrite)
             _publish(work, target, names)
         except (OSError, WriteError) as failed:
             error = failed.error if isinstance(failed, WriteError) else failed
@@ -72,6 +76,12 @@ def output_folder(target: Path, names: Sequence[str], overwrite: bool) -> Iterat
             raise WriteError(target, error, "give an --out that can be written") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_to_replace(target: Path, names: Sequence[str], overwrite: bool) -> None:
+    there = [name for name in names if (target / name).exists()]
+    if there and not overwrite:
+        raise AcdcError(f"{target} already holds {there[0]}; give another --out, or --overwrite to replace it")
 
 
 @contextmanager
@@ -84,7 +94,8 @@ def output_file(target: Path | None) -> Iterator[list[Path]]:
     if target.is_dir() or not target.parent.is_dir():
         what = "that is a folder" if target.is_dir() else f"{target.parent} is not a folder"
         raise AcdcError(f"cannot write to {target}: {what}; give --out a file in a folder that exists")
-    with _only_run(target.with_name(f".{target.name}.lock"), target), _spent() as spent:
+    place = target.resolve()
+    with _only_run(place.with_name(f".{place.name}.lock"), target), _spent() as spent:
         remove_parts(target.parent, target.name)
         yield spent
 
@@ -142,6 +153,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, ending: str) -> Path | None:
+    """Gives a file another name in its folder, `ending` before its suffix; None where there is none."""
+    aside = path.with_name(f"{path.stem}.{ending}{path.suffix}")
+    try:
+        os.replace(path, aside)
+        sync(path.parent)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WriteError(path, error) from error
+    return aside
 
 
 def _part(name: str) -> str:
@@ -205,14 +229,18 @@ def _only_run(path: Path, target: Path) -> Iterator[None]:
 
 @contextmanager
 def _spent() -> Iterator[list[Path]]:
-    """What a run goes on from: removed when all is done; else, named to whoever stopped the run."""
+    """What a run goes on from: removed when all is done; else, named to whoever stopped the run. How it began, in a
+    file with the ending `PLAN`, is worth nothing alone."""
     spent: list[Path] = []
+    kept: list[str] = []
     try:
         yield spent
-    except KeyboardInterrupt as stop:
-        kept = [str(path) for path in spent if path.exists()]
-        if kept:
+    except BaseException as stop:
+        kept = [str(path) for path in spent if path.exists() and path.suffix != f".{PLAN}"]
+        if kept and isinstance(stop, KeyboardInterrupt):
             stop.args = (f"stopped; {' and '.join(kept)} holds what is done, and the same command goes on from it",)
         raise
-    for path in spent:
-        remove(path)
+    finally:
+        if not kept:
+            for path in spent:
+                remove(path)

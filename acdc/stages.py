@@ -91,8 +91,13 @@ def stage_of_constants(model: Transformer, circuit: Circuit, batches: Sequence[B
 
     def sample(few: Sequence[Batch]) -> float:
         size = min(drawn, sum(map(len, few)))
-        learn_ablation(model, few, circuit=circuit, steps=1, prompts_per_step=size)
-        return taken["steps"].default * drawn / size
+        start = time.perf_counter()
+        learn_ablation(model, few, circuit=circuit, steps=0, prompts_per_step=size)
+        ready = time.perf_counter()
+        learn_ablation(model, few, circuit=circuit, steps=2, prompts_per_step=size)
+        done = time.perf_counter()
+        a_step = max(0.0, (done - ready) - (ready - start)) / 2
+        return (ready - start + taken["steps"].default * drawn / size * a_step) / (done - start)
 
     return Stage("optimal ablation", sample, more=lambda n, at_once: stored * max(0, n - at_once), per_prompt=False)
 
@@ -158,6 +163,7 @@ def _search(model: Transformer, graph: Graph, batches: Sequence[Batch], metric: 
     matrix = graph.exists.copy()
     matrix[:, index.q.start :] &= few_kept[:, index.q.start :]
     matrix[:, index.q] = graph.exists[:, index.q]
+    matrix[index.heads.start, -1] = graph.exists[index.heads.start, -1]  # so that what is tried is needed
     tried = _n_tried(graph, options.get("shortlist"))
     own = np.nonzero(graph.edge_channel == index.q.start)[0][:FIRST_ROWS]
 

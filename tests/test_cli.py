@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub.constants
@@ -119,7 +120,7 @@ FEW = (0.2, 0.5, 1.0)
 def quick(monkeypatch):
     """No plan, no pictures and few points of the curve: what takes most of the time of a tiny run."""
     monkeypatch.setattr("acdc.commands.discover.stages", lambda *args: [])
-    monkeypatch.setattr("acdc.commands.discover.planned", lambda arguments, model, batches, stages: batches)
+    monkeypatch.setattr("acdc.commands.discover.planned", lambda arguments, model, batches, *_: batches)
     curve = partial(faithfulness_curve, fractions=FEW)
     monkeypatch.setattr("acdc.evaluation.faithfulness.faithfulness_curve", curve)
     monkeypatch.setattr("acdc.export.figure.circuit_figure", lambda *args, **kwargs: None)
@@ -426,6 +427,34 @@ def test_overwrite_replaces_the_circuit_and_nothing_else(given, tmp_path, quick)
     assert read(out).n_edges == 4 and (out / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == sorted([*OUTPUTS, "notes.txt"])
     assert [path.name for path in out.parent.iterdir()] == ["it"]
+
+
+def test_what_was_said_of_a_circuit_that_is_replaced_is_set_aside(given, tmp_path, quick):
+    out = tmp_path / "out"
+    assert run(*given.discover, "--size", 3, "--out", out)[0] == 0
+    for name in ("annotations.json", "tests.json", "masks.png"):
+        (out / name).write_text("old")
+    status, _, err = run(*given.discover, "--size", 4, "--out", out, "--overwrite")
+    assert status == 0 and f"note: {out / 'annotations.json'} was of the circuit that is replaced" in err
+    assert {path.name for path in out.iterdir()} - set(OUTPUTS) == {"annotations.before.json", "tests.before.json"}
+    assert (out / "annotations.before.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("options", [
+    ("evaluate", "circuits/mine"), ("calibrate", "circuits/mine/circuit.json"), ("view", "circuits/mine"),
+    ("export", "circuits/mine", "--to", "dot"), ("compare", "circuits/mine", "ioi")])
+def test_what_is_read_is_not_replaced(given, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(given.base / "found", tmp_path / "circuits" / "mine")
+    (tmp_path / "link.json").symlink_to("circuits/mine/circuit.json")
+    for out in ("circuits/mine/circuit.json", "link.json"):
+        assert "is the circuit that is read" in refused(tmp_path, *options, "--out", out)[0]
+
+
+def test_prompts_are_not_replaced_by_what_is_measured_on_them(given, tmp_path):
+    shutil.copy(given.base / "task.json", tmp_path)
+    task = tmp_path / "task.json"
+    assert "is the task that" in refused(tmp_path, "evaluate", given.base / "found", "--task", task, "--out", task)[0]
 
 
 def refused(out_folder, *arguments, status=1):
@@ -771,6 +800,42 @@ def test_test_prints_and_writes_what_the_library_says(given, tmp_path):
     assert (record["verdict"], record["settings"]["edges"], record["n_prompts"]) == (expected.verdict, 6, 5)
     for test in record["tests"]:
         assert f"- **{test['verdict']}** {test['name']}: {test['reason']}" in page
+
+
+@pytest.mark.parametrize("command", [
+    ("test", "--only", "sufficiency", "--other-task", "others.json", *QUICK_TEST),
+    ("evaluate", "--ablation", "optimal", "--task", "measured.json")])
+def test_work_on_other_prompts_is_not_gone_on_from(given, tmp_path, monkeypatch, command):
+    """Where a file of prompts is another when a run is started again, also one that is not measured on alone."""
+    name, *options = command
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("acdc.pieces.SECONDS", 0.0)
+    shutil.copytree(given.base / "found", "found")
+    shutil.copy(given.base / "other.json", "measured.json")
+    first, second = (json.loads((given.base / file).read_text())[:4] for file in ("task.json", "other.json"))
+    changing = "others.json" if name == "test" else "learned.json"
+    circuit = json.loads(Path("found/circuit.json").read_text())
+    if name == "evaluate":
+        circuit["provenance"] |= {"task_source": str(tmp_path / changing), "n_prompts": None, "seed": 0}
+        circuit["provenance"]["n_prompts"] = 4
+        Path("found/circuit.json").write_text(json.dumps(circuit))
+    asked = (name, "found", *options, "--out", "out.json")
+
+    def put(prompts):
+        Path(changing).write_text(json.dumps(prompts))
+
+    put(second)
+    assert run(*asked)[0] == 0
+    fresh = Path("out.json").read_bytes()
+    Path("out.json").unlink()
+    put(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"acdc.commands.{name}.write_file", interrupt)
+        assert run(*asked)[0] == 130 and list(tmp_path.glob("out.json.pieces-*"))
+    put(second)
+    status, _, err = run(*asked)
+    assert status == 0 and "going on from" not in err
+    assert Path("out.json").read_bytes() == fresh
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -148,6 +148,43 @@ def test_two_runs_in_one_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "a", "new"]
 
 
+def test_two_runs_by_two_names_and_a_result_that_came_meanwhile(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with (output_folder(tmp_path / "real", [], overwrite=False),
+          pytest.raises(AcdcError, match="another run is writing to"),
+          output_folder(tmp_path / "link", [], overwrite=False)):
+        pass
+    with (pytest.raises(AcdcError, match="already holds a"),
+          output_folder(tmp_path / "out", ["a"], overwrite=False) as folder):
+        write_file(folder.path / "a", "mine")
+        write_file(tmp_path / "out" / "a", "another's")
+    assert (tmp_path / "out" / "a").read_text() == "another's"
+
+
+def test_a_folder_without_room_beside_it_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(AcdcError, match=f"goes beside it, and {tmp_path} is read-only"), output_folder(
+            tmp_path / "out", ["a"], overwrite=False):
+        pass
+    with pytest.raises(AcdcError, match="cannot write to /: it has no name"), output_folder(Path("/"), [], True):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_how_a_run_began_is_worth_nothing_alone(tmp_path):
+    plan, pieces = tmp_path / "b.plan", tmp_path / "b.pieces-0"
+    for path in (plan, pieces):
+        with pytest.raises(KeyboardInterrupt) as stop, output_file(tmp_path / "b") as spent:
+            spent += [plan, pieces]
+            plan.touch()
+            path.touch()
+            raise KeyboardInterrupt
+        assert ("and the same command goes on" in str(stop.value)) == (path == pieces)
+        assert plan.exists() == pieces.exists() == (path == pieces)
+
+
 def test_writers_at_once_leave_one_whole_file(tmp_path):
     path, contents = tmp_path / "file", [bytes([i]) * 100_000 for i in range(6)]
     threads = [threading.Thread(target=write_file, args=(path, content)) for content in contents]

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
         for coder in coders:
             check_on_model(model, coder)
         metric = choose("metric", arguments.metric, METRICS)
-        batches = planned(arguments, model, batches, lambda: [stage_of_effects(model, circuit, metric)])
+        batches = planned(arguments, model, batches, lambda: [stage_of_effects(model, circuit, metric)], out,
+                          spent)
         work.enter_context(goes_on(arguments, out, spent, model, batches))
         say(f"annotating {len(circuit.nodes)} nodes on {len(task)} prompts of {task.name}")
         found = annotate(model, circuit, batches, metric, only=only, coders=coders, seed=arguments.seed,

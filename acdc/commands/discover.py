@@ -15,13 +15,14 @@ from typing import Any
 
 from acdc.arguments import add_cluster, add_measuring, add_memory, check_calibration, choose, size_of
 from acdc.errors import AcdcError
-from acdc.output_folder import OutputFolder, beside, output_folder, remove, write_file
+from acdc.output_folder import OutputFolder, beside, output_folder, remove, set_aside, write_file
 
 from .loading import goes_on, load, planned, spread
 from .printing import curve_lines, exceeds_text, say
 
 HELP = "find a circuit and write it, its pictures and a report to a folder"
 OUTPUTS = ("circuit.json", "circuit.svg", "circuit.png", "curve.png", "edges.csv", "report.md", "report.html")
+OF_A_CIRCUIT = ("annotations.json", "tests.json", "tests.md")  # what other commands find in the folder and show with it
 MOST_PROMPT_SCORES = 2**29  # bytes; several times as much is used on the way
 
 
@@ -131,7 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
         scoring = {**measured, "kv": arguments.kv, "positions": arguments.positions}
         if _per_prompt(arguments, method, task, graph):
             options["per_prompt"] = True
-        batches = planned(arguments, model, batches, partial(stages, arguments, model, batches, metric, options))
+        batches = planned(arguments, model, batches, partial(stages, arguments, model, batches, metric, options), out,
+                          folder.spent)
         model = work.enter_context(spread(arguments, model))
         folder.spent.extend(options[kind] for kind in saves)
         work.enter_context(goes_on(arguments, out, folder.spent, model, batches))
@@ -181,8 +183,12 @@ def run(arguments: argparse.Namespace) -> None:
         _write_outputs(folder, circuit, curves, chosen, uncertainty)
         if arguments.keep_prompt_scores and scores.per_prompt is not None:
             write_file(folder.path / PROMPT_SCORES, prompt_scores_bytes(scores.per_prompt))
-    if not arguments.keep_prompt_scores:
-        remove(folder.target / PROMPT_SCORES)  # those of a circuit that was there before
+    if arguments.overwrite:  # what was there was of another circuit
+        for stale in {PROMPT_SCORES, "masks.png"} - set(outputs):
+            remove(out / stale)
+        for path in (out / name for name in OF_A_CIRCUIT):
+            if aside := set_aside(path, "before"):
+                say(f"note: {path} was of the circuit that is replaced, and is now {aside.name}")
     print(_summary(circuit, curves))
     print(f"\nwritten to {folder.target}: {', '.join(outputs)}")
 

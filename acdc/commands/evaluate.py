@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         batches = planned(arguments, model, batches, lambda: [
             *([stage_of_constants(model, circuit, batches)] if optimal else ()),
             stage_of_circuit(model, circuit, metric, arguments.ablation),
-            *(stages_of_curves(model, circuit.graph, metric, arguments.ablation, 2) if arguments.curve else ())])
+            *(stages_of_curves(model, circuit.graph, metric, arguments.ablation, 2) if arguments.curve else ())],
+            arguments.out, spent)
         to_learn = _found_with(arguments, circuit, model, task) if optimal else []
         work.enter_context(goes_on(arguments, arguments.out, spent, model, [*batches, *to_learn]))
         ablation: Any = arguments.ablation
@@ -52,6 +53,10 @@ def run(arguments: argparse.Namespace) -> None:
         result = faithfulness(model, circuit, batches, metric, **measured)
         curves = [faithfulness_curve(model, circuit.scores, batches, metric, by=by, **measured)
                   for by in ("magnitude", "signed")] if arguments.curve and circuit.scores else []
+        if arguments.out:
+            record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
+                      "split": arguments.split, "curves": [curve.summary() for curve in curves]}
+            write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
         print(f"{result.n_edges:,} of {circuit.graph.n_edges:,} edges on {result.n_prompts} prompts of {task.name} "
               f"(seed {arguments.seed}{f', split {arguments.split}' if arguments.split else ''}), {arguments.ablation} "
               "ablation")
@@ -59,9 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"faithfulness {result.faithfulness:.4f}{exceeds_text(result.faithfulness)}")
         print("".join(curve_lines(curves)), end="")
         if arguments.out:
-            record = {**vars(result), "metric": metric.name, "ablation": arguments.ablation, "seed": arguments.seed,
-                      "split": arguments.split, "curves": [curve.summary() for curve in curves]}
-            write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
             print(f"written to {arguments.out}")
 
 

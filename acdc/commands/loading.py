@@ -1,7 +1,9 @@
 """What a command works on: the model, the task and its batches that the arguments or a saved circuit name."""
 
 import argparse
+import hashlib
 import importlib.metadata
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,6 +12,7 @@ from typing import Any
 
 from acdc.arguments import check_measuring, placement
 from acdc.errors import AcdcError
+from acdc.output_folder import PLAN, beside, write_file
 from acdc.packaged import sha256
 
 from .printing import say
@@ -55,14 +58,18 @@ def goes_on(arguments: argparse.Namespace, target: Path | None, spent: list[Path
     if target is None:
         yield
         return
-    given = {name: _content(value) for name, value in vars(arguments).items() if name not in NOT_OF_THE_RESULT}
-    run = {**given, "model": weights_hash(model), "prompts": hash_of_prompts(batches),
+    run = {**_given(arguments), "model": weights_hash(model), "prompts": hash_of_prompts(batches),
            "examples": repr([batch.examples for batch in batches]),
            "versions": [importlib.metadata.version(package) for package in ("acdc", "torch", "transformers")]}
     with resumable(target, run, spent) as found:
         if found:
             say(f"going on from {spent[-1]}")
         yield
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that a result depends on."""
+    return {name: _content(value) for name, value in vars(arguments).items() if name not in NOT_OF_THE_RESULT}
 
 
 def _content(value: Any) -> Any:
@@ -77,10 +84,11 @@ def _content(value: Any) -> Any:
     return [sha256(path) for path in files if path.is_file()]
 
 
-def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Callable[[], Sequence[Any]]
-            ) -> list[Any]:
+def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], stages: Callable[[], Sequence[Any]],
+            target: Path | None = None, spent: list[Path] | None = None) -> list[Any]:
     """Batches of as many prompts as fit in what is free, or in --memory; says what the run, made of `stages`, will
-    take. Of a small model, with which a run may take less than its plan, only a pass is measured."""
+    take. Of a small model, with which a run may take less than its plan, only a pass is measured. Beside `target` it is
+    kept, as one of `spent`, how many they are: a run that goes on has as many at once, however much is free then."""
     from acdc.fitting import most_at_once
     from acdc.planning import gib, make_plan, rebatched, seconds_of_pass
 
@@ -91,10 +99,29 @@ def planned(arguments: argparse.Namespace, model: Any, batches: Sequence[Any], s
         return list(batches)
     plan = make_plan(model, batches, stages(), memory=memory, quick=memory is None, pass_seconds=a_pass)
     say(plan.line())
-    if plan.at_once == most_at_once(batches):
+    at_once, most = plan.at_once, most_at_once(batches)
+    if target is not None and spent is not None:
+        at_once = _as_before(beside(target, PLAN), _given(arguments), at_once, most)
+        spent.append(beside(target, PLAN))
+    if at_once != plan.at_once:
+        say(f"{at_once} prompts at once, as when this run began")
+    if at_once == most:
         return list(batches)
-    arguments.batch_size = plan.at_once
-    return rebatched(batches, plan.at_once)
+    arguments.batch_size = at_once
+    return rebatched(batches, at_once)
+
+
+def _as_before(path: Path, run: Mapping[str, Any], at_once: int, most: int) -> int:
+    """How many prompts the same run had at once when it began; if it begins now, `at_once`, which is written."""
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
+    try:
+        first, of, *_ = path.read_text(encoding="utf-8").split()
+        if of == digest and 1 <= int(first) <= most:
+            return int(first)
+    except (OSError, ValueError):  # it is not there, or no such file
+        pass
+    write_file(path, f"{at_once} {digest}\n")
+    return at_once
 
 
 def quiet_libraries() -> None:

@@ -52,24 +52,23 @@ def run(arguments: argparse.Namespace) -> None:
     other_circuit = None if arguments.other_circuit is None else read_circuit(arguments.other_circuit)
     with output_file(arguments.out) as spent, ExitStack() as work:
         model, task, batches = load_again(arguments, circuit, circuit.provenance)
-        work.enter_context(goes_on(arguments, arguments.out, spent, model, batches))
+        other, other_batches = (None, []) if arguments.other_task is None else _other_task(arguments, model)
+        work.enter_context(goes_on(arguments, arguments.out, spent, model, [*batches, *other_batches]))
         metric = choose("metric", arguments.metric, METRICS)
         shared: dict[str, Any] = {"ablation": arguments.ablation, "n_resamples": arguments.resamples,
                                   "seed": arguments.seed, "progress": sys.stderr.isatty()}
         bench = prepare_bench(model, batches, metric, **shared)
-        other_task = None
-        if arguments.other_task is not None:
-            other, other_batches = _other_task(arguments, model)
-            other_task = (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
+        other_task = other and (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
         battery = run_battery(bench, circuit, settings, only=only, other_task=other_task, other_circuit=other_circuit)
         on = f"prompts of {task.name} (seed {arguments.seed}), {metric.name}, {arguments.ablation} ablation"
         page = battery_page(battery, name=str(arguments.circuit), on=on)
-        print(page, end="")
         if arguments.out:
             record = {"circuit": str(arguments.circuit), "task": task.name, "ablation": arguments.ablation,
                       "seed": arguments.seed, "n_resamples": arguments.resamples, **battery.summary()}
             write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
             write_file(arguments.out.with_suffix(".md"), page)
+        print(page, end="")
+        if arguments.out:
             print(f"written to {arguments.out} and {arguments.out.with_suffix('.md')}")
 
 
