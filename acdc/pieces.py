@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from acdc.errors import AcdcError
+from acdc.input_file import check_plain
 from acdc.output_folder import PART, WriteError, beside, make_folder, write_file
 
 SECONDS = 5.0  # between writes: so much work is lost at most, and a run that is shorter writes nothing
@@ -108,6 +109,7 @@ class Pieces:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_plain(path)
             with safe_open(path, "np") as file:
                 yield file
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:

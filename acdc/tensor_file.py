@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from acdc.errors import AcdcError
+from acdc.input_file import check_plain
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
@@ -22,6 +23,7 @@ def read_tensors(path: str | Path, what: str = "safetensors file", remedy: str =
     """
     path = Path(path)
     try:
+        check_plain(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
     except FileNotFoundError as error:

@@ -67,5 +67,5 @@ def test_pickles_are_refused_and_not_run(tmp_path, name, how):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(AcdcError, match="there is no .*nothing, which should be a probe"):
         read_tensors(tmp_path / "nothing", "probe")
-    with pytest.raises(AcdcError, match="is not a probe"):
+    with pytest.raises(AcdcError, match="is a folder, not a file"):
         read_tensors(tmp_path, "probe")

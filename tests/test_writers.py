@@ -215,8 +215,6 @@ def fill(path):
 def test_a_disk_that_is_really_full(tmp_path, how):
     """A small disk where root can mount one; else a limit on the size of files. The old file stays, and a journal keeps
     its whole lines."""
-    from acdc.discovery.journal import Journal
-
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
     if how == "disk" and (sys.platform != "linux"
                           or subprocess.run(mount, capture_output=True, check=False).returncode):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.arguments import check_measuring, placement
+from acdc import input_file
 from acdc.errors import AcdcError
 from acdc.packaged import sha256
 
@@ -164,7 +165,7 @@ def read_circuit(path: Path, *, with_prompts: bool = False) -> Any:
 
     path = path / "circuit.json" if path.is_dir() else path
     try:
-        circuit = circuit_from_json(path.read_text(encoding="utf-8"), source=str(path))
+        circuit = circuit_from_json(input_file.read_text(path, input_file.LARGE), source=str(path))
     except FileNotFoundError as error:
         remedy = "give the circuit.json, or the folder, that discover wrote"
         raise AcdcError(f"no circuit file {str(path)!r}; {remedy}") from error
@@ -187,7 +188,7 @@ def read_annotations(arguments: argparse.Namespace) -> list[Any]:
 def read_text(path: Path) -> str:
     """The text of a file that the user named."""
     try:
-        return path.read_text(encoding="utf-8")
+        return input_file.read_text(path)
     except FileNotFoundError as error:
         raise AcdcError(f"no file {str(path)!r}") from error
     except UnicodeDecodeError as error:

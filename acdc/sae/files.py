@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from acdc.errors import AcdcError
+from acdc.input_file import check_plain, read_text
 from acdc.sae.hooks import site_of
 from acdc.sae.sparse_coder import SparseCoder
 from acdc.tensor_file import read_tensors
@@ -40,6 +41,7 @@ def arrays_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The arrays of an .npz. Raises `AcdcError` for one that is damaged, holds objects, or unpacks to far more than it
     is."""
     try:
+        check_plain(path)
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > min(MOST_BYTES, MOST_UNPACKED * path.stat().st_size + 2**20):
@@ -66,7 +68,7 @@ def _check_array(file: Any, size: int) -> None:
 def config_of(path: Path) -> dict[str, Any]:
     """The JSON or YAML object in a file. Raises `AcdcError` for one that is missing or no such object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         config = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AcdcError(f"cannot read {path} ({error}); it must be the coder's configuration") from error

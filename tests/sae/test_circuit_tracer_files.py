@@ -89,7 +89,7 @@ def test_what_is_refused_of_a_set(layers):
     assert "cannot read" in message(layer=1)
     (layers / "config.yaml").unlink()
     (layers / "config.yaml").mkdir()
-    assert "cannot read" in message(layer=1)
+    assert "is a folder, not a file" in message(layer=1)
     (layers / "config.yaml").rmdir()
     assert "does not say what it reads" in message(layer=1)
     save_file({**one_layer(0), "k": torch.tensor(3)}, layers / "layer_0.safetensors")

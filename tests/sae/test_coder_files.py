@@ -261,7 +261,7 @@ def test_files_that_hold_no_coder(tmp_path):
     assert "cannot read" in message(tmp_path, site="m0")
     (tmp_path / "cfg.json").unlink()
     (tmp_path / "cfg.json").mkdir()
-    assert "cannot read" in message(tmp_path, site="m0")
+    assert "is a folder, not a file" in message(tmp_path, site="m0")
     with pytest.raises(AcdcError, match="holds one coder"):
         load_coder(tmp_path, layer=3)
     with pytest.raises(AcdcError, match="sparsify holds topk"):
