@@ -200,3 +200,17 @@ def test_what_is_printed_does_not_drive_the_terminal(tmp_path, capsys):
     assert main(["show", str(tmp_path / "\x1b[2Jnone")]) == 1
     said = capsys.readouterr()
     assert not BIDI.search(said.out + said.err) and "evil" in said.out and len(said.err.splitlines()) == 1
+
+
+def test_a_report_holds_no_file_that_a_link_leads_to(tmp_path, capsys):
+    from acdc.export.json_file import circuit_to_json
+
+    secret, picture = tmp_path / "secret", tmp_path / "found" / "curve.png"
+    picture.parent.mkdir()
+    (picture.parent / "circuit.json").write_text(circuit_to_json(hostile()))
+    for content, reason in ((b"\x89PNG\r\n\x1a\n of the user", "is a symbolic link"), (b"root:x:0", "is not a PNG")):
+        secret.write_bytes(content)
+        picture.symlink_to(secret) if b"PNG" in content else secret.rename(picture)
+        assert main(["report", str(picture.parent), "--out", str(tmp_path / "out")]) == 1
+        assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+        picture.unlink()
