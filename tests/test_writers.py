@@ -173,7 +173,8 @@ def test_symbolic_links_are_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("mine")
-    for name, locked in ((".a.lock", output_file(tmp_path / "a")), (".b.lock", output_folder(tmp_path / "b", [], False)),
+    for name, locked in ((".a.lock", output_file(tmp_path / "a")),
+                         (".b.lock", output_folder(tmp_path / "b", [], False)),
                          (".c.lock", Journal(tmp_path / "c", {})), ("d/.lock", grid_folder(tmp_path / "d", {}))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(victim / "file")

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from acdc.arguments import check_measuring, placement
 from acdc import input_file
+from acdc.arguments import check_measuring, placement
 from acdc.errors import AcdcError
 from acdc.packaged import sha256
 
