@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import tiny_hf
+from tiny_tokenizer import tiny_tokenizer
 
 from acdc.circuit import Annotation, Circuit, EdgeScores
 from acdc.cli import main
@@ -28,6 +30,7 @@ from acdc.models import load_model
 from acdc.packaged import PACKAGED
 
 ROOT = Path(__file__).parents[1]
+TOKENIZER = tiny_tokenizer()
 SOURCES = [path for folder in ("acdc", "tasks", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 # What is allowed although it could run what a file holds, and why it does not.
 ALLOWED = {
@@ -107,6 +110,21 @@ def test_a_model_with_code_of_its_own_is_refused_and_not_run(tmp_path):
     with pytest.raises(AcdcError, match="Python code of its own, which is not run"):
         load_model(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("attends", ["kernels-community/flash-attn2@main", "flash_attention_2", {"": "mine/kernel"}])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_config_does_not_say_which_code_attends(tmp_path, monkeypatch, family, attends):
+    """transformers gets kernels from the hub where the package `kernels` is there."""
+    tiny_hf(family).save_pretrained(tmp_path)
+    expected = load_model(tmp_path, TOKENIZER).hf.config._attn_implementation
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": attends}))
+    asked = []
+    monkeypatch.setattr(transformers.modeling_utils, "lazy_import_flash_attention", asked.append)
+    monkeypatch.setattr(transformers.modeling_utils, "is_kernels_available", lambda: True)
+    assert load_model(tmp_path, TOKENIZER).hf.config._attn_implementation == expected in ("sdpa", "eager")
+    assert not asked
 
 
 def test_weights_in_a_pickle_are_refused(tmp_path):
