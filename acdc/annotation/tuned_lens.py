@@ -251,6 +251,9 @@ def load_tuned_lens(model: Transformer, folder: str | Path) -> TunedLens:
             if found.get(name) != wanted.get(name):
                 raise AcdcError(f"{folder / WEIGHTS}: {name!r} has the shape {found.get(name)}, not "
                                 f"{wanted.get(name)}; give the files as they were saved")
+            if not tensors[name].is_floating_point():
+                raise AcdcError(f"{folder / WEIGHTS}: {name!r} holds {tensors[name].dtype}, not floating-point "
+                                "numbers; give the files as they were saved")
     weight, bias = (torch.stack([tensors[f"{i}.{name}"] for i in range(n)]).to(model.device, model.dtype)
                     for name in ("weight", "bias"))
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
