@@ -133,7 +133,10 @@ def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
         known = {**known, "n_prompts": None}  # another part of a file may hold fewer
     for key in ("split", "split_by"):  # None: all prompts
         if getattr(arguments, key, None) is None:
-            setattr(arguments, key, known.get(key) if arguments.task is None else None)
+            value = known.get(key) if arguments.task is None else None
+            if value is not None and not isinstance(value, str):
+                raise AcdcError(f"{arguments.circuit}: {key} is {value!r}, not str; give --{key.replace('_', '-')}")
+            setattr(arguments, key, value)
     if arguments.task is None:
         refuse_python(known.get("task_source"))
     if arguments.task is not None and getattr(arguments, "prompts", None) is None:
