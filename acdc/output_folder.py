@@ -94,6 +94,8 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     path = Path(path)
     part = path.with_name(_part(path.name))
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # it would be replaced, not written to
+            raise OSError(errno.EEXIST, "it is a device, a pipe or a socket")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("xb") as file:

@@ -169,6 +169,15 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.01234567.part", "out"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(AcdcError, match="it is a device, a pipe or a socket"):
+            write_file(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+
+
 def test_symbolic_links_are_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
