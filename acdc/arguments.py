@@ -121,6 +121,8 @@ def check_measuring(arguments: argparse.Namespace) -> None:
         raise AcdcError("--curve with --ablation optimal: each size would need constants of its own. Leave out "
                         "--curve, or give another --ablation")
     choose("dtype", arguments.dtype, DTYPES)
+    if getattr(arguments, "seed", 0) < 0:
+        raise AcdcError(f"--seed {arguments.seed}: it must be 0 or more")
     if hasattr(arguments, "ray"):
         check_cluster(arguments)
     if getattr(arguments, "memory", None) is not None:

@@ -79,6 +79,8 @@ def load_model(
     else:
         raise AcdcError(f"cannot load a model from {type(source).__name__}; give a name, a path or a HuggingFace model")
     model = Transformer(hf if device is None else hf.to(device), tokenizer, name, causal and anatomy_of(hf).causal)
+    if not model.n_layers:
+        raise AcdcError(f"{name} has no layers, so there is nothing to find in it; give a model with layers")
     if model.dtype not in DTYPES.values():
         raise AcdcError(f"{name} is in {model.dtype}; use one of {', '.join(DTYPES)}")
     check_parity(model)
@@ -116,11 +118,14 @@ def _from_name(name: str, dtype: torch.dtype, tokenizer: Any, device_map: Any) -
     spread = {} if device_map is None else {"device_map": device_map}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # Other ways to attend, which a config may name, transformers takes from the hub as code; None is its default.
+        attends = config._attn_implementation
+        config._attn_implementation = attends if attends in ("eager", "sdpa") else None
         of_images = reads_images(config)
         # Weights of other shapes are looked for below: transformers does not name them in what it raises.
         auto = transformers.AutoModelForImageClassification if of_images else transformers.AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+            folder, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **spread
         )
         hf, info = loaded
@@ -159,7 +164,9 @@ def load_tokenizer(name: str) -> Any:
     try:
         folder = _folder(name)
         return _tokenizer(folder, of_images=(Path(folder) / FILE).is_file())
-    except (OSError, ValueError, KeyError) as error:
+    except AcdcError:
+        raise
+    except Exception as error:  # whatever transformers and tokenizers raise at a damaged file
         raise AcdcError(
             f"cannot load a tokenizer for {name!r} ({_reason(error)}). Give a packaged model "
             f"({', '.join((*PACKAGED, *SHIPPED))}), "

@@ -105,6 +105,8 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     path = Path(path)
     part = path.with_name(_part(path.name))
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # it would be replaced, not written to
+            raise OSError(errno.EEXIST, "it is a device, a pipe or a socket")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("xb") as file:
@@ -148,8 +150,8 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
+    """Removes a file or a folder, if it is there; of a symbolic link, only the link."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ there if an earlier try has computed it; elsewhere it only computes. Pieces may 
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from acdc.errors import AcdcError
-from acdc.output_folder import WriteError, beside, make_folder, remove, write_file
+from acdc.input_file import check_plain
+from acdc.output_folder import PART, WriteError, beside, make_folder, write_file
 
 SECONDS = 5.0  # between writes: so much work is lost at most, and a run that is shorter writes nothing
+NUMBERED = re.compile(r"(?P<number>[0-9]{6,9})\.safetensors")
 Piece = Mapping[str, np.ndarray]
 T = TypeVar("T")
 
@@ -34,6 +37,8 @@ class Pieces:
         self.pending: dict[str, tuple[str, Piece]] = {}
         self.n_files = 0
         self.last = time.monotonic()
+        if folder.is_symlink():  # of a folder that came from elsewhere, it may lead to files of the user
+            raise self._damaged("it is a symbolic link")
         if folder.is_dir():
             self._read()
 
@@ -80,12 +85,15 @@ class Pieces:
 
     def _read(self) -> None:
         for path in sorted(self.folder.iterdir()):
-            if path.suffix == ".safetensors":
+            if found := NUMBERED.fullmatch(path.name):
                 with self._opened(path) as file:
-                    self.stored |= {key: (path, label) for key, label in json.loads(file.metadata()["labels"]).items()}
-                self.n_files = int(path.stem) + 1
-            else:
-                remove(path)  # what was being written when a run was killed
+                    labels = json.loads(file.metadata()["labels"])
+                    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+                        raise ValueError("its labels are not texts by name")
+                    self.stored |= {key: (path, label) for key, label in labels.items()}
+                self.n_files = max(self.n_files, int(found["number"]) + 1)
+            elif PART.fullmatch(path.name) and not path.is_dir():
+                path.unlink()  # what was being written when a run was killed
 
     def _load(self, key: str, label: str) -> Piece:
         path, stored = self.stored[key]
@@ -93,20 +101,33 @@ class Pieces:
             raise self._damaged(f"piece {key} is {stored!r}, not {label!r}")
         with self._opened(path) as file:
             names = [name for name in file.keys() if name.partition("/")[0] == key]  # noqa: SIM118
-            return {name.partition("/")[2]: file.get_tensor(name) for name in names}
+            arrays = {name.partition("/")[2]: file.get_tensor(name) for name in names}
+        return _Stored(self._damaged(f"piece {key} lacks an array"), arrays)
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_plain(path)
             with safe_open(path, "np") as file:
                 yield file
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(f"{path.name}: {error}") from error
 
     def _damaged(self, what: str) -> AcdcError:
         return AcdcError(f"{self.folder}, from which the run would go on, is damaged ({what}). Delete it to start anew")
+
+
+class _Stored(dict[str, np.ndarray]):
+    """The arrays of a stored piece; an array that is asked for and is not there is damage."""
+
+    def __init__(self, damaged: AcdcError, arrays: Piece) -> None:
+        super().__init__(arrays)
+        self.damaged = damaged
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise self.damaged
 
 
 class _Current:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import AcdcError, unknown_name
+from acdc.input_file import read_bytes
 from acdc.metrics import METRICS
 from acdc.task import Example, Task, Tokenizer
 
@@ -83,13 +84,7 @@ def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise AcdcError(f"task file {path} is a folder; give one of {', '.join(READERS)}")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise AcdcError(
-                f"task file {path} has {size / 1e6:,.0f} MB; at most {MAX_BYTES / 1e6:,.0f} MB are read. Circuits "
-                "are found from tens to thousands of prompts: give fewer"
-            )
-        return path.read_bytes()
+        return read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise AcdcError(f"task file {path} does not exist (looked in {Path.cwd()})") from None
     except OSError as error:

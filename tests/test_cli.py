@@ -477,6 +477,7 @@ BAD_VALUES = {
     "--ablation resampel": "unknown ablation 'resampel'",
     "--by size": "unknown ranking 'size'",
     "--kv heads": "unknown kv 'heads'",
+    "--seed -1": "--seed -1: it must be 0 or more",
     "--dtype float16": "unknown dtype 'float16'",
     "--device gpu": "cannot use device 'gpu'",
     "--device meta": "cannot use device 'meta'",
@@ -663,7 +664,7 @@ def edited(key, *value):
 
     def change(text):
         data = json.loads(text)
-        del data["provenance"][key]
+        data["provenance"].pop(key, None)
         data["provenance"].update(zip([key], value, strict=False))
         return json.dumps(data).encode()
 
@@ -677,6 +678,8 @@ BAD_CIRCUITS = {
     "not text": (lambda text: b"\xff\xfe\x00", "not UTF-8"),
     "no model": (edited("model"), "does not say its model; give --model"),
     "seed of text": (edited("seed", "zero"), "seed is 'zero', not int"),
+    "seed below 0": (edited("seed", -1), "--seed -1: it must be 0 or more"),
+    "split of a number": (edited("split", 5), "split is 5, not str; give --split"),
     "task of numbers": (edited("task_source", [1]), "task_source is [1], not str"),
     "null": (edited("metric", None), "metric is None, not str; give --metric"),
     "lost task": (edited("task_source", "/lost.json"), "unknown task '/lost.json'"),

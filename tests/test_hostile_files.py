@@ -29,6 +29,7 @@ from spoilt_files import spoilt
 from tiny_tokenizer import tiny_tokenizer
 
 from acdc.annotation.probes import Probe
+from acdc.annotation.text import read_text
 from acdc.annotation.tuned_lens import TunedLens, load_tuned_lens, save_tuned_lens
 from acdc.annotation.variables import read_labels
 from acdc.circuit import Annotation, Circuit, EdgeScores
@@ -438,3 +439,51 @@ def test_a_spoilt_file_is_read_or_refused_in_one_line(name: str, tmp_path_factor
         with capsys.disabled():
             sys.stdout.write(f"{name}: {counts['read']:,} read, {counts['refused']:,} refused\n")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MEMORY
+
+
+# Where a file should be: a pipe that nobody writes, a device that never ends, a folder, and 100 GB that take no room.
+NO_FILES = {"pipe": "a device, a pipe", "zero": "a device, a pipe", "folder": "a folder", "huge": "MB are read|damaged"}
+
+
+def make_no_file(path: Path, name: str) -> None:
+    if name == "pipe":
+        os.mkfifo(path)
+    elif name == "zero":
+        path.symlink_to("/dev/zero")
+    elif name == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(100 * 10**9)
+
+
+def reader(target: str) -> Callable[[Path], Any]:
+    return TARGETS[target].read
+
+
+READ_AS_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    **{file: (of_circuit(name), file) for name, file in (
+        ("show", "circuit.json"), ("show", "annotations.json"), ("view", "state.json"), ("report", "tests.json"),
+        ("report", "curve.png"), ("diff", FILE), ("classes", "groups.json"))},
+    "import": (reader("acdc import"), "m.json"), "task": (reader("task json"), "t.json"),
+    "export": (lambda folder: run_command(["export", "a", "--from", "dot", "--to", "csv", "--out", f"{OUT}/b"], folder),
+               "a"),
+    "labels": (reader("labels json"), "l.json"), "direction": (reader("direction"), "d.safetensors"),
+    "arrays": (lambda folder: load_coder(folder / "a.npz", site="m5"), "a.npz"),
+    "saelens": (reader("saelens"), "cfg.json"), "tuned lens": (reader("tuned lens"), "config.json"),
+    "text": (lambda folder: read_text(folder / "a.txt"), "a.txt"),
+    "journal": (reader("journal"), "a.journal"), "benchmark": (reader("benchmark"), "grid/cells/a.json"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+@pytest.mark.parametrize("what", READ_AS_FILES)
+def test_what_is_no_plain_file_is_not_read(what: str, name: str, tmp_path: Path) -> None:
+    read, file = READ_AS_FILES[what]
+    write_circuit(tmp_path)
+    if what in ("saelens", "tuned lens", "benchmark"):
+        TARGETS[what].write(tmp_path)
+    (tmp_path / file).unlink(missing_ok=True)
+    make_no_file(tmp_path / file, name)
+    with pytest.raises(AcdcError, match=f"{NO_FILES[name]}|symbolic link"):
+        read(tmp_path)

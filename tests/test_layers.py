@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("errors", "machine", "live_bytes", "stopping", "output_folder", "pieces", "tensor_file", "graph", "circuit",
-         "task", "fitting", "metrics", "patches", "architectures", "transformer", "activations", "ablation",
+ORDER = ("errors", "input_file", "machine", "live_bytes", "stopping", "output_folder", "pieces", "tensor_file", "graph",
+         "circuit", "task", "fitting", "metrics", "patches", "architectures", "transformer", "activations", "ablation",
          "positions", "live", "soft_circuit", "learning", "patching", "optimal_ablation", "live_state", "resume",
          "packaged", "shipped", "models", "ray_workers", "cluster", "planning", "discovery", "evaluation",
          "annotation", "stages", "sae", "intervention", "export", "arguments", "grid", "commands", "cli")
-READ_BY_TASKS = {"errors", "task", "metrics", "tasks"}
-WITHOUT_A_MODEL = {"errors", "output_folder", "graph", "circuit", "evaluation.curve", "evaluation.bootstrap",
-                   "evaluation.comparison", "evaluation.difference", "evaluation.verdict", "export"}  # for export
+READ_BY_TASKS = {"errors", "input_file", "task", "metrics", "tasks"}
+WITHOUT_A_MODEL = {"errors", "input_file", "output_folder", "graph", "circuit", "evaluation.curve",
+                   "evaluation.bootstrap", "evaluation.comparison", "evaluation.difference", "evaluation.verdict",
+                   "export"}  # for export
 EFFECTS = """
 import json, locale, logging, os, random, signal, sys, warnings
 import numpy, torch, matplotlib, transformers

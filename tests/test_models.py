@@ -26,7 +26,7 @@ from acdc.ablation import prepare_ablation
 from acdc.architectures import ARCHITECTURES
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError
-from acdc.models import TOLERANCE, check_parity, check_prompts, load_model, weights_hash
+from acdc.models import TOLERANCE, check_parity, check_prompts, load_model, load_tokenizer, weights_hash
 from acdc.patching import run_circuit
 from acdc.task import Batch, Example
 
@@ -274,6 +274,7 @@ DAMAGED = {
     "lack weights of GPT2LMHeadModel": lambda copy: copy(model_type="gpt2"),
     "have other shapes for weights of LlamaForCausalLM: lm_head.weight, model.embed": lambda copy: copy(vocab_size=98),
     "not a multiple of the number of attention heads (5)": lambda copy: copy(num_attention_heads=5),
+    "has no layers": lambda copy: copy(num_hidden_layers=0),
     "does not recognize this architecture": lambda copy: copy(model_type="nonsense"),
     "(model_type 'bert') is not supported": lambda copy: copy(model_type="bert", architectures=["BertLMHeadModel"]),
 }
@@ -285,6 +286,17 @@ def test_folders_that_do_not_hold_the_whole_model(copy, message):
     with pytest.raises(AcdcError) as error:
         load_model(folder)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("tokenizer_config.json", "[1]"), ("tokenizer_config.json", '{"added_tokens_decoder": [1]}'),
+    ("tokenizer.json", '{"version": "1.0", "model": {"type": "x"}}'), ("tokenizer.json", "[]")])
+def test_a_tokenizer_that_is_damaged(copy, file, content):
+    folder = copy()
+    (folder / file).write_text(content)
+    with pytest.raises(AcdcError, match="cannot load a tokenizer for") as error:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])

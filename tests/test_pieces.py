@@ -1,8 +1,11 @@
 """A run that is stopped goes on from its pieces, and computes each once."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import make_batch, tiny
+from safetensors.numpy import save
 
 import acdc.pieces
 from acdc.annotation.causal_tracing import Noise, trace
@@ -111,6 +114,43 @@ def test_damage_and_disorder_are_told(tmp_path):
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(AcdcError, match="is damaged .* Delete it"), resumable(tmp_path / "out", {}, []):
         pass
+
+
+@pytest.mark.parametrize("labels", ["[]", "[" * 100_000, '{"0": ["x"]}', "5", json.dumps({"0": "x"})])
+def test_pieces_of_a_stranger_are_told(tmp_path, labels):
+    """Labels that are none, and a piece without its array."""
+    with resumable(tmp_path / "out", {}, spent := []):
+        piece("x", lambda: {"x": np.zeros(1)})
+    (file,) = spent[0].iterdir()
+    file.write_bytes(save({"0/y": np.zeros(1)}, {"labels": labels}))
+    with pytest.raises(AcdcError, match="is damaged .* Delete it"), resumable(tmp_path / "out", {}, []):
+        piece_of_json("x", lambda: 1)
+
+
+def test_only_what_a_killed_run_left_is_deleted(tmp_path):
+    with resumable(tmp_path / "out", {}, spent := []):
+        piece("x", lambda: {"x": np.zeros(1)})
+    kept = ("x.safetensors", "notes.txt", "folder/file", ".x.01234567.part/file")
+    for name in kept:
+        (spent[0] / name).parent.mkdir(exist_ok=True)
+        (spent[0] / name).write_text("mine")
+    (spent[0] / ".000001.safetensors.89abcdef.part").write_text("half")
+    (tmp_path / "victim").mkdir()
+    (spent[0] / ".link.89abcdef.part").symlink_to(tmp_path / "victim")
+    with resumable(tmp_path / "out", {}, []) as found:
+        assert found and all((spent[0] / name).read_text() == "mine" for name in kept)
+    assert len(list(spent[0].iterdir())) == 6 and (tmp_path / "victim").is_dir()
+
+
+def test_pieces_behind_a_symbolic_link_are_left_alone(tmp_path):
+    with resumable(tmp_path / "out", {}, spent := []):
+        pass
+    (tmp_path / "victim" / "docs").mkdir(parents=True)
+    (tmp_path / "victim" / "docs" / "file").write_text("mine")
+    spent[0].symlink_to(tmp_path / "victim")
+    with pytest.raises(AcdcError, match="is a symbolic link.*Delete it"), resumable(tmp_path / "out", {}, []):
+        piece("x", lambda: {"x": np.zeros(1)})
+    assert [path.name for path in (tmp_path / "victim").rglob("*")] == ["docs", "file"]
 
 
 @pytest.mark.parametrize("name", ["eap", "hisp", "ifr", "exact", "ensemble", "edge_pruning", "acdc_sequential"])

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import tiny_hf
+from tiny_tokenizer import tiny_tokenizer
 
 from acdc.circuit import Annotation, Circuit, EdgeScores
 from acdc.cli import main
@@ -28,6 +30,7 @@ from acdc.models import load_model
 from acdc.packaged import PACKAGED
 
 ROOT = Path(__file__).parents[1]
+TOKENIZER = tiny_tokenizer()
 SOURCES = [path for folder in ("acdc", "tasks", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 # What is allowed although it could run what a file holds, and why it does not.
 ALLOWED = {
@@ -107,6 +110,21 @@ def test_a_model_with_code_of_its_own_is_refused_and_not_run(tmp_path):
     with pytest.raises(AcdcError, match="Python code of its own, which is not run"):
         load_model(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("attends", ["kernels-community/flash-attn2@main", "flash_attention_2", {"": "mine/kernel"}])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_config_does_not_say_which_code_attends(tmp_path, monkeypatch, family, attends):
+    """transformers gets kernels from the hub where the package `kernels` is there."""
+    tiny_hf(family).save_pretrained(tmp_path)
+    expected = load_model(tmp_path, TOKENIZER).hf.config._attn_implementation
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attn_implementation": attends}))
+    asked = []
+    monkeypatch.setattr(transformers.modeling_utils, "lazy_import_flash_attention", asked.append)
+    monkeypatch.setattr(transformers.modeling_utils, "is_kernels_available", lambda: True)
+    assert load_model(tmp_path, TOKENIZER).hf.config._attn_implementation == expected in ("sdpa", "eager")
+    assert not asked
 
 
 def test_weights_in_a_pickle_are_refused(tmp_path):
@@ -200,3 +218,17 @@ def test_what_is_printed_does_not_drive_the_terminal(tmp_path, capsys):
     assert main(["show", str(tmp_path / "\x1b[2Jnone")]) == 1
     said = capsys.readouterr()
     assert not BIDI.search(said.out + said.err) and "evil" in said.out and len(said.err.splitlines()) == 1
+
+
+def test_a_report_holds_no_file_that_a_link_leads_to(tmp_path, capsys):
+    from acdc.export.json_file import circuit_to_json
+
+    secret, picture = tmp_path / "secret", tmp_path / "found" / "curve.png"
+    picture.parent.mkdir()
+    (picture.parent / "circuit.json").write_text(circuit_to_json(hostile()))
+    for content, reason in ((b"\x89PNG\r\n\x1a\n of the user", "is a symbolic link"), (b"root:x:0", "is not a PNG")):
+        secret.write_bytes(content)
+        picture.symlink_to(secret) if b"PNG" in content else secret.rename(picture)
+        assert main(["report", str(picture.parent), "--out", str(tmp_path / "out")]) == 1
+        assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+        picture.unlink()

@@ -28,6 +28,13 @@ def test_what_is_saved_is_read(tmp_path):
     assert read_tensors(str(tmp_path / "without.safetensors"))[1] == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_read_as_32(tmp_path, dtype):
+    numbers = torch.tensor([0.5, -2.0, 8.0])
+    save_file({"a": numbers.to(dtype)}, tmp_path / "x.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "x.safetensors")[0]["a"], numbers)
+
+
 def header(claims: dict, rest: bytes = b"") -> bytes:
     text = json.dumps(claims).encode()
     return len(text).to_bytes(8, "little") + text + rest
@@ -46,6 +53,7 @@ def header(claims: dict, rest: bytes = b"") -> bytes:
         header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": []}),
+        header({"a": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}, b"1234"),  # torch computes nothing of it
     ],
 )
 def test_damaged_files_are_told(tmp_path, damaged):
@@ -67,5 +75,5 @@ def test_pickles_are_refused_and_not_run(tmp_path, name, how):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(AcdcError, match="there is no .*nothing, which should be a probe"):
         read_tensors(tmp_path / "nothing", "probe")
-    with pytest.raises(AcdcError, match="is not a probe"):
+    with pytest.raises(AcdcError, match="is a folder, not a file"):
         read_tensors(tmp_path, "probe")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from acdc.discovery.journal import Journal
 from acdc.errors import AcdcError
-from acdc.output_folder import output_file, output_folder, write_file
+from acdc.grid.folder import grid_folder
+from acdc.output_folder import output_file, output_folder, remove, remove_parts, write_file
 
 ROOT = Path(__file__).parents[1]
 WRITES = {"write_text", "write_bytes", "save_file", "save_pretrained", "save_model", "save_to_disk", "to_csv", "tofile",
@@ -204,6 +206,34 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.01234567.part", "out"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(AcdcError, match="it is a device, a pipe or a socket"):
+            write_file(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+
+
+def test_symbolic_links_are_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    for name, locked in ((".a.lock", output_file(tmp_path / "a")),
+                         (".b.lock", output_folder(tmp_path / "b", [], False)),
+                         (".c.lock", Journal(tmp_path / "c", {})), ("d/.lock", grid_folder(tmp_path / "d", {}))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(victim / "file")
+        with pytest.raises((AcdcError, OSError), match="symbolic link"), locked:
+            pass
+    (tmp_path / ".e.01234567.part").symlink_to(victim)
+    remove_parts(tmp_path, "e")
+    (tmp_path / "f").symlink_to(victim)
+    remove(tmp_path / "f")
+    assert (victim / "file").read_text() == "mine" and not (tmp_path / "f").is_symlink()
+    assert not list(tmp_path.glob(".e*"))
+
+
 FILLS = """
 import resource, sys
 from pathlib import Path
@@ -232,8 +262,6 @@ def fill(path):
 def test_a_disk_that_is_really_full(tmp_path, how):
     """A small disk where root can mount one; else a limit on the size of files. The old file stays, and a journal keeps
     its whole lines."""
-    from acdc.discovery.journal import Journal
-
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
     if how == "disk" and (sys.platform != "linux"
                           or subprocess.run(mount, capture_output=True, check=False).returncode):

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from acdc import input_file
 from acdc.errors import AcdcError
 from acdc.transformer import Transformer
 
@@ -23,7 +24,7 @@ def read_text(source: str | Path) -> str:
 
         return "\n\n".join(topics[name] for name in sorted(topics))
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = input_file.read_text(source, input_file.LARGE)
     except OSError as error:
         raise AcdcError(f"cannot read the text {str(source)!r} ({error.strerror}); give a UTF-8 text file, or "
                         f"{PYTHON!r} for Python's own reference") from error

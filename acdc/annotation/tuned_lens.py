@@ -32,6 +32,7 @@ from tqdm import tqdm
 from acdc.annotation.sites import read
 from acdc.discovery.checkpoint import Checkpoint
 from acdc.errors import AcdcError
+from acdc.input_file import read_text
 from acdc.learning import Adam, draw_prompts, generator
 from acdc.models import weights_hash
 from acdc.output_folder import write_file
@@ -239,7 +240,7 @@ def load_tuned_lens(model: Transformer, folder: str | Path) -> TunedLens:
             f"convert it once: safetensors.torch.save_file(torch.load({PICKLE!r}, weights_only=True), {WEIGHTS!r})"
         )
     with _damage_told(folder):
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG))
         tensors, _ = read_tensors(folder / WEIGHTS, "tuned lens", f"{CONFIG} and {WEIGHTS} are needed, intact")
         _check_config(model, folder, config)
         n, width = model.n_layers, config["d_model"]
@@ -250,6 +251,9 @@ def load_tuned_lens(model: Transformer, folder: str | Path) -> TunedLens:
             if found.get(name) != wanted.get(name):
                 raise AcdcError(f"{folder / WEIGHTS}: {name!r} has the shape {found.get(name)}, not "
                                 f"{wanted.get(name)}; give the files as they were saved")
+            if not tensors[name].is_floating_point():
+                raise AcdcError(f"{folder / WEIGHTS}: {name!r} holds {tensors[name].dtype}, not floating-point "
+                                "numbers; give the files as they were saved")
     weight, bias = (torch.stack([tensors[f"{i}.{name}"] for i in range(n)]).to(model.device, model.dtype)
                     for name in ("weight", "bias"))
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from acdc.annotation.sites import read
 from acdc.errors import AcdcError, unknown_name
+from acdc.input_file import read_text
 from acdc.task import END, Batch, Example
 from acdc.transformer import Transformer
 
@@ -202,7 +203,7 @@ def _prompts(where: str, record: dict[str, Any], order: dict[int, int], by_text:
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             found: Any = json.loads(text)
         elif path.suffix.lower() == ".csv":

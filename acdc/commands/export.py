@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from acdc.errors import AcdcError
+from acdc.input_file import LARGE, read_bytes
 from acdc.output_folder import write_file
 
 from .loading import read_annotations, read_circuit, read_text
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         circuit, roles = read_circuit(arguments.circuit), {}
     else:
         format_of(arguments.from_format)
-        circuit, roles = read_export(arguments.circuit.read_bytes(), arguments.from_format, str(arguments.circuit))
+        content = read_bytes(arguments.circuit, LARGE)
+        circuit, roles = read_export(content, arguments.from_format, str(arguments.circuit))
     if arguments.edges is not None and arguments.edges < 1:
         raise AcdcError(f"--edges {arguments.edges}: it must be 1 or more")
     annotations = read_annotations(arguments)

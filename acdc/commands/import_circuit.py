@@ -7,6 +7,7 @@ from typing import Any
 
 from acdc.arguments import choose, size_of
 from acdc.errors import AcdcError
+from acdc.input_file import LARGE, read_bytes
 from acdc.output_folder import write_file
 
 from .printing import say
@@ -59,7 +60,7 @@ def _read(path: Path) -> bytes:
         raise AcdcError(f"{path} is a pickle, which can run code when it is read, so it is not read. Write it as JSON "
                         "where it came from: Graph.from_pt(file).to_json(other) of EAP-IG")
     try:
-        return path.read_bytes()
+        return read_bytes(path, LARGE)
     except FileNotFoundError as error:
         raise AcdcError(f"no file {str(path)!r}; give a JSON file of EAP-IG or MIB") from error
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from acdc import input_file
 from acdc.arguments import check_measuring, placement
 from acdc.errors import AcdcError
 from acdc.output_folder import PLAN, beside, write_file
@@ -159,7 +160,10 @@ def _complete(arguments: argparse.Namespace, known: Mapping[str, Any]) -> None:
         known = {**known, "n_prompts": None}  # another part of a file may hold fewer
     for key in ("split", "split_by"):  # None: all prompts
         if getattr(arguments, key, None) is None:
-            setattr(arguments, key, known.get(key) if arguments.task is None else None)
+            value = known.get(key) if arguments.task is None else None
+            if value is not None and not isinstance(value, str):
+                raise AcdcError(f"{arguments.circuit}: {key} is {value!r}, not str; give --{key.replace('_', '-')}")
+            setattr(arguments, key, value)
     if arguments.task is None:
         refuse_python(known.get("task_source"))
     if arguments.task is not None and getattr(arguments, "prompts", None) is None:
@@ -191,7 +195,7 @@ def read_circuit(path: Path, *, with_prompts: bool = False) -> Any:
 
     path = path / "circuit.json" if path.is_dir() else path
     try:
-        circuit = circuit_from_json(path.read_text(encoding="utf-8"), source=str(path))
+        circuit = circuit_from_json(input_file.read_text(path, input_file.LARGE), source=str(path))
     except FileNotFoundError as error:
         remedy = "give the circuit.json, or the folder, that discover wrote"
         raise AcdcError(f"no circuit file {str(path)!r}; {remedy}") from error
@@ -214,7 +218,7 @@ def read_annotations(arguments: argparse.Namespace) -> list[Any]:
 def read_text(path: Path) -> str:
     """The text of a file that the user named."""
     try:
-        return path.read_text(encoding="utf-8")
+        return input_file.read_text(path)
     except FileNotFoundError as error:
         raise AcdcError(f"no file {str(path)!r}") from error
     except UnicodeDecodeError as error:

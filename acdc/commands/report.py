@@ -1,10 +1,12 @@
 """`acdc report`: the report of a saved circuit, as Markdown and as a page, with what lies beside it."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import AcdcError
+from acdc.input_file import read_bytes
 from acdc.output_folder import output_folder, write_file
 
 from .loading import read_annotations, read_circuit, read_text
@@ -12,6 +14,7 @@ from .loading import read_annotations, read_circuit, read_text
 HELP = "write the report of a saved circuit: report.md and report.html, with tests, a methods paragraph and BibTeX"
 FILES = ("report.md", "report.html")
 PICTURES = ("circuit.svg", "curve.png", "masks.png")
+PNG = b"\x89PNG\r\n\x1a\n"  # how every one begins
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     tests = _tests(arguments, folder)
     roles = roles_of(read_annotations(arguments))
     drawing = figure_bytes(figure_of(circuit_drawing(circuit, roles=roles)), "svg")
-    pictures = {name: (folder / name).read_bytes() for name in PICTURES[1:] if (folder / name).exists()}
+    pictures = {name: _picture(folder / name) for name in PICTURES[1:] if os.path.lexists(folder / name)}
     images = {"circuit.svg": drawing, **pictures}
     curve, masks = (name if name in images else None for name in PICTURES[1:])
     text = report(circuit, curves_of(circuit.provenance), roles=roles, tests=tests, curve_image=curve,
@@ -47,6 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
         page = report_page(text, images, title=default_title(circuit))
         write_file(written.path / "report.html", page)
     print(f"written to {arguments.out or folder}: {', '.join(FILES)}")
+
+
+def _picture(path: Path) -> bytes:
+    """A picture beside the circuit. A link could lead to any file of the user, which the report would then hold."""
+    content = b"" if path.is_symlink() else read_bytes(path)
+    if not content.startswith(PNG):
+        what = "is a symbolic link" if path.is_symlink() else "is not a PNG picture"
+        raise AcdcError(f"{path} {what}, and is not put into a report; delete it, or put the picture there")
+    return content
 
 
 def _tests(arguments: argparse.Namespace, folder: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
+from acdc.input_file import LARGE, check_plain
 from acdc.output_folder import WriteError, make_folder
 from acdc.task import Batch, position_groups, position_names
 
@@ -42,6 +43,8 @@ class Journal:
     def __enter__(self) -> "Journal":
         if self.path is None:
             return self
+        if self.path.exists():
+            check_plain(self.path, LARGE)
         self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
             make_folder(self.path.parent)

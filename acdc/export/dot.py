@@ -13,8 +13,8 @@ from acdc.export.record import EDGE_TYPES, Saved, Value, from_record, parsed, re
 FILLS = {"head": "#FFFFFF", "kv": "#FFF1E6", "mlp": "#E4E4E4", "input": "#333333", "logits": "#333333"}
 QUOTED = r'"(?:[^"\\]|\\.)*"'
 STATEMENT = re.compile(rf"\s*(?P<src>{QUOTED})\s*->\s*(?P<dst>{QUOTED})\s*\[(?P<attributes>(?:[^\]\"]|{QUOTED})*)\];")
-ATTRIBUTE = re.compile(rf"(?P<name>\w+)=(?P<value>{QUOTED})")
-HEADER = re.compile(rf"^\s*acdc_header=(?P<value>{QUOTED});", re.MULTILINE)
+ATTRIBUTE = re.compile(rf"\b(?P<name>\w+)=(?P<value>{QUOTED})")
+HEADER = re.compile(rf"^[ \t]*acdc_header=(?P<value>{QUOTED});", re.MULTILINE)
 
 
 def to_dot(circuit: Circuit, roles: Mapping[str, str] | None = None, *, all_edges: bool = False) -> str:

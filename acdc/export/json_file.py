@@ -17,8 +17,8 @@ FIELDS = {"format", "version", "graph", "kept", "scores", "scores_provenance", "
 GRAPH_FIELDS: dict[str, type] = {
     "n_layers": int, "n_heads": int, "n_kv_heads": int, "parallel": bool, "kv": str, "positions": list
 }
-# Several times the largest open models: a wrong digit must not fill the memory.
-MAX_NODES, MAX_EDGES = 10**5, 10**9
+# Of the largest open models, of 126 layers of 128 heads, and somewhat more: a wrong digit must not fill the memory.
+MAX_LAYERS, MAX_HEADS, MAX_EDGES = 10**3, 10**3, 5 * 10**8
 MAX_DEPTH = 100  # of nesting in provenance
 
 
@@ -105,7 +105,8 @@ def read_graph(data: Any, source: str) -> Graph:
     layers, heads, kv_heads = data["n_layers"], data["n_heads"], data["n_kv_heads"]
     nodes = 1 + layers * (heads + 1)
     edges = nodes * nodes * 3 // 2  # from above: up to three channels a node, each reading half of the nodes
-    if min(layers, heads) > 0 and (nodes > MAX_NODES or kv_heads > MAX_NODES or edges > MAX_EDGES):
+    too_many = layers > MAX_LAYERS or max(heads, kv_heads) > MAX_HEADS or edges > MAX_EDGES
+    if min(layers, heads) > 0 and too_many:
         raise wrong_field(source, "graph", f"{layers:,} layers of {heads:,} heads are more than any model has")
     positions = _read_positions(data["positions"], source)
     if min(layers, heads) > 0 and edges * len(positions) > MAX_EDGES:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from acdc.circuit import Circuit
 from acdc.errors import AcdcError
+from acdc.input_file import check_plain
 
 FILE = "prompt_scores.safetensors"
 FORMAT = "acdc prompt scores 1"  # the only metadata: safetensors writes several in random order
@@ -39,6 +40,7 @@ def with_prompt_scores(circuit: Circuit, path: Path) -> Circuit:
     if scores is None:
         raise AcdcError(f"{path} lies beside a circuit without scores, so it belongs to another; move it away")
     try:
+        check_plain(path)
         with safe_open(str(path), "numpy") as file:
             opened: Any = file
             known: Mapping[str, str] = opened.metadata() or {}

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS
+from acdc.input_file import read_text
 from acdc.output_folder import PART, make_folder, remove_parts, write_file
 
 SETTINGS, CELLS, LOCK = "settings.json", "cells", ".lock"
@@ -146,7 +147,7 @@ def _is_number(value: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise AcdcError(f"{path} is damaged ({error}); remove it, and it is measured again") from error
     if not isinstance(record, dict):

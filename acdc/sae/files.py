@@ -1,7 +1,9 @@
 """How the files of a coder are read: weights, configurations, and a coder of them; damage is an `AcdcError`."""
 
 import json
+import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from acdc.errors import AcdcError
+from acdc.input_file import check_plain, read_text
 from acdc.sae.hooks import site_of
 from acdc.sae.sparse_coder import SparseCoder
 from acdc.tensor_file import read_tensors
@@ -40,6 +43,7 @@ def arrays_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The arrays of an .npz. Raises `AcdcError` for one that is damaged, holds objects, or unpacks to far more than it
     is."""
     try:
+        check_plain(path)
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if size > min(MOST_BYTES, MOST_UNPACKED * path.stat().st_size + 2**20):
@@ -50,7 +54,7 @@ def arrays_of(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name].astype(np.float32)).to(dtype) for name in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TypeError,
-            OverflowError, zipfile.BadZipFile, zlib.error) as error:
+            OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError) as error:
         raise AcdcError(f"{path} is not an .npz of plain arrays, or is damaged ({error})") from error
 
 
@@ -58,16 +62,38 @@ def _check_array(file: Any, size: int) -> None:
     """Refuses an array in an .npz that says it is larger than the bytes that are there, or holds other than numbers."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except MemoryError as error:  # Python's parser says so of brackets and signs in a row
+        raise ValueError("its header is nested too deeply") from error
     if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"an array of {dtype} of shape {shape} in {size:,} bytes")
+
+
+class _Plain(yaml.SafeLoader):
+    """Without aliases, by which a short text may stand for a huge one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*), which a configuration does not need")
+        return super().compose_node(parent, index)
+
+
+def _yaml(text: str) -> Any:
+    loader = _Plain(text)
+    try:
+        return loader.get_single_data()
+    except (AttributeError, KeyError, IndexError, TypeError) as error:  # of numbers and dates
+        raise ValueError(f"a value is not of its type: {error}") from error
+    finally:
+        loader.dispose()
 
 
 def config_of(path: Path) -> dict[str, Any]:
     """The JSON or YAML object in a file. Raises `AcdcError` for one that is missing or no such object."""
     try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        text = read_text(path)
+        config = _yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AcdcError(f"cannot read {path} ({error}); it must be the coder's configuration") from error
     if not isinstance(config, dict):
@@ -75,12 +101,12 @@ def config_of(path: Path) -> dict[str, Any]:
         raise AcdcError(f"{path} must hold a {kind}, the coder's configuration")
     for part in (config, *(config[name] for name in OBJECTS if config.get(name) is not None)):
         if not isinstance(part, dict):
-            raise AcdcError(f"{path}: {', '.join(OBJECTS)} must be objects, not {str(part)[:40]!r}")
+            raise AcdcError(f"{path}: {', '.join(OBJECTS)} must be objects, not of type {type(part).__name__}")
         for names, kind in ((TEXTS, str), (COUNTS, int)):
             for name in names:
                 if part.get(name) is not None and type(part[name]) is not kind:
-                    raise AcdcError(f"{path}: {name} must be {'a text' if kind is str else 'a whole number'}, not "
-                                    f"{str(part[name])[:40]!r}")
+                    raise AcdcError(f"{path}: {name} must be {'a text' if kind is str else 'a whole number'}, not of "
+                                    f"type {type(part[name]).__name__}")
     return config
 
 

@@ -136,7 +136,9 @@ def test_mistakes_are_named(model, lens, tmp_path):
     tensors = load_file(weights)
     for change, message in [({"1.bias": torch.zeros(3)}, r"'1.bias' has the shape \(3,\)"),
                             ({"3.bias": torch.zeros(24)}, "'3.bias'"),
-                            ({"1.bias": torch.full((24,), torch.nan)}, "not finite")]:
+                            ({"1.bias": torch.full((24,), torch.nan)}, "not finite"),
+                            *(({"1.bias": torch.ones(24, dtype=dtype)}, "not floating-point") for dtype in (
+                                torch.bool, torch.int64, torch.complex64))]:
         save_file({**tensors, **change}, weights)
         refused(message)
     weights.write_bytes(b"no")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -312,3 +313,12 @@ def test_kv_nodes_join_their_heads_in_an_attribution_graph():
     group = "1_5_0"
     assert links[("E_0_0", group)] == 2 and links[(group, "1_0_0")] == links[(group, "1_1_0")] == 1
     assert Node.parse("a1.g0").kind == "kv"
+
+
+@pytest.mark.parametrize("text", ["\n" * 100_000 + "}", "HEADER" + "\"input\" -> \"m0\" [" + "a" * 100_000 + "];\n}"])
+def test_dot_is_read_in_a_time_that_grows_with_it(text):
+    header = next(line for line in FORMATS["dot"].write(flat(), Wanted()).decode().splitlines() if "header" in line)
+    start = time.process_time()
+    with pytest.raises(AcdcError):
+        read_export(text.replace("HEADER", f"{header}\n").encode(), "dot", "x")
+    assert time.process_time() - start < 2

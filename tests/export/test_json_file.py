@@ -105,6 +105,7 @@ def changed(path: str, value: object) -> str:
     ("graph.n_layers", 0, "no such graph"),
     ("graph.n_layers", 10**9, "more than any model has"),
     ("graph.n_heads", 10**8, "more than any model has"),
+    ("graph.n_layers", 6000, "more than any model has"),
     ("graph.n_heads", -(10**8), "no such graph"),
     ("graph.positions", "end", "'end' is not of type list"),
     ("graph.positions", None, "None is not of type list"),

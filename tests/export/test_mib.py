@@ -96,6 +96,13 @@ def test_a_file_of_kept_edges_alone_may_leave_out_the_others():
     data["edges"] = {name: {"in_graph": name != "m1->logits"} for name in ("input->m0", "m0->logits", "m1->logits")}
     circuit = circuit_from_mib(json.dumps(data))
     assert (circuit.edge_names, circuit.scores) == (("input->m0", "m0->logits"), None)
+    data["cfg"] |= {"n_layers": 12, "n_heads": 12}  # of which three are few: no table of names is made for them
+    circuit = circuit_from_mib(json.dumps(data))
+    assert "edge_names" not in vars(circuit.graph)
+    assert circuit.edge_names == ("input->m0", "m0->logits")
+    data["edges"]["m3->m1"] = {"in_graph": True}
+    with pytest.raises(AcdcError, match="the model has no edge: 'm3->m1'"):
+        circuit_from_mib(json.dumps(data))
 
 
 @pytest.mark.parametrize(("circuit", "message"), [

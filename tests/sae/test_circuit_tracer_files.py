@@ -85,11 +85,17 @@ def test_what_is_refused_of_a_set(layers):
     assert "must hold a YAML mapping" in message(layer=1)
     (layers / "config.yaml").write_text("a: [")
     assert "cannot read" in message(layer=1)
+    for text in ("a: &a [x]\nb: *a", "a: &a {b: 1}\nc: {<<: *a}", "a: &a [*a]", "[" * 5000, "a: !!timestamp b",
+                 "a: !!bool b", "a: !!int ''", "a: 2001-99-99", "? [a]\n: 1", "a: !!omap [a]"):
+        (layers / "config.yaml").write_text(text)
+        assert "cannot read" in message(layer=1)
+    (layers / "config.yaml").write_text("architecture: 0x" + "f" * 10_000)
+    assert "architecture must be a text, not of type int" in message(layer=1)
     (layers / "config.yaml").write_bytes(b"\xff\xfe\xfa")
     assert "cannot read" in message(layer=1)
     (layers / "config.yaml").unlink()
     (layers / "config.yaml").mkdir()
-    assert "cannot read" in message(layer=1)
+    assert "is a folder, not a file" in message(layer=1)
     (layers / "config.yaml").rmdir()
     assert "does not say what it reads" in message(layer=1)
     save_file({**one_layer(0), "k": torch.tensor(3)}, layers / "layer_0.safetensors")

@@ -1,6 +1,8 @@
 """Formats: files written by hand as their projects write them compute what those projects compute."""
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -223,6 +225,29 @@ def test_pickles_are_refused(tmp_path):
         load_coder(tmp_path / "params.npz", site="m0")
 
 
+def header_of(text: str) -> bytes:
+    """An array whose header is this."""
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def test_arrays_that_are_damaged(tmp_path):
+    def refused():
+        with pytest.raises(AcdcError, match="is not an .npz of plain arrays, or is damaged"):
+            load_coder(tmp_path / "params.npz", site="m0")
+
+    for header in ("(" * 9000, "-" * 8999 + "1", "{1:2}   ", "-" * 60_000):
+        with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
+            archive.writestr("W_enc.npy", header_of(header))
+        refused()
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "params.npz", "w", method) as archive:
+            np.save(file := io.BytesIO(), random(D, F).numpy())
+            archive.writestr("W_enc.npy", file.getvalue())
+        content = (tmp_path / "params.npz").read_bytes()
+        (tmp_path / "params.npz").write_bytes(content[:60] + b"\xff" * 8 + content[68:])
+        refused()
+
+
 def test_files_that_hold_no_coder(tmp_path):
     def message(path, **options):
         with pytest.raises(AcdcError) as error:
@@ -261,7 +286,7 @@ def test_files_that_hold_no_coder(tmp_path):
     assert "cannot read" in message(tmp_path, site="m0")
     (tmp_path / "cfg.json").unlink()
     (tmp_path / "cfg.json").mkdir()
-    assert "cannot read" in message(tmp_path, site="m0")
+    assert "is a folder, not a file" in message(tmp_path, site="m0")
     with pytest.raises(AcdcError, match="holds one coder"):
         load_coder(tmp_path, layer=3)
     with pytest.raises(AcdcError, match="sparsify holds topk"):
