@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
             other_task = (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
         battery = run_battery(bench, circuit, settings, only=only, other_task=other_task, other_circuit=other_circuit)
         on = f"prompts of {task.name} (seed {arguments.seed}), {metric.name}, {arguments.ablation} ablation"
-        about = {"name": str(arguments.circuit), "on": on}
-        print(battery_page(battery, **about, text=visible), end="")
+        page = partial(battery_page, battery, name=str(arguments.circuit), on=on)
+        print(page(text=visible), end="")
         if arguments.out:
             record = {"circuit": str(arguments.circuit), "task": task.name, "ablation": arguments.ablation,
                       "seed": arguments.seed, "n_resamples": arguments.resamples, **battery.summary()}
             write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
-            write_file(arguments.out.with_suffix(".md"), battery_page(battery, **about))
+            write_file(arguments.out.with_suffix(".md"), page())
             print(f"written to {arguments.out} and {arguments.out.with_suffix('.md')}")
 
 
