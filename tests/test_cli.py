@@ -750,6 +750,22 @@ def test_an_interrupted_acdc_goes_on_from_its_journal(given, tmp_path, quick, mo
     assert read(tmp_path / "whole").scores.provenance["method_options"]["shortlist"].endswith("removed untested")
 
 
+class Full(io.StringIO):
+    """An output that takes nothing."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("order", ["calibrate found --edges 60", "compare found found",
+                                   "probe --model model --task task.json --variable corrupted --site m0 --controls 2"])
+def test_a_result_is_written_before_it_is_printed(given, tmp_path, monkeypatch, order):
+    monkeypatch.chdir(given.base)
+    with redirect_stdout(Full()), redirect_stderr(io.StringIO()):
+        assert main([*order.split(), "--out", str(tmp_path / "out")]) == 1
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out"]
+
+
 QUICK_TEST = ["--random", 19, "--inflated", 29, "--edges", 6, "--resamples", 200]
 
 
