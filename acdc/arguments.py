@@ -170,8 +170,10 @@ def check_out(arguments: argparse.Namespace) -> None:
     """Refuses an --out that is a file which the command reads, such as the circuit or its prompts. Annotations may be
     added to their own file."""
     out = getattr(arguments, "out", None)
+    if out is None or not os.path.isfile(out):
+        return
     given = {name: value for name, value in vars(arguments).items() if name not in ("out", "annotations")}
-    for name, value in given.items() if out is not None and os.path.isfile(out) else ():
+    for name, value in given.items():
         for one in value if isinstance(value, list) else [value]:
             path = one / "circuit.json" if isinstance(one, Path) and one.is_dir() else one
             if isinstance(path, str | Path) and os.path.isfile(path) and os.path.samefile(path, out):

@@ -3,10 +3,11 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, cast
 
 from acdc.arguments import build_parser, check_out
@@ -15,6 +16,7 @@ from acdc.errors import AcdcError
 from acdc.stopping import stopped_by_signals
 
 MOST_SHOWN = 2000  # characters of an error, which may quote a file
+MOVES = re.compile(r"(?:[\r\n]|\x1b\[A)*\Z|\r?")  # how bars draw: back at the start of a write, or moves and no text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line = argparse.Namespace(command_line=shlex.join(["acdc", *given]))
     arguments = build_parser(COMMANDS).parse_args(given, command_line)
     try:
-        with _log_shown(), stopped_by_signals(), redirect_stdout(cast(Any, _Printed(sys.stdout))):
+        with (redirect_stdout(cast(Any, _Printed(sys.stdout))),
+              redirect_stderr(cast(Any, sys.stderr and _Drawn(sys.stderr))), _log_shown(), stopped_by_signals()):
             check_out(arguments)
             arguments.run(arguments)
             sys.stdout.flush()
@@ -59,21 +62,28 @@ def _printable(text: str) -> str:
 
 
 class _Printed:
-    """Standard output that shows what `_printable` leaves; all else is the stream's."""
+    """A stream that shows what `_printable` leaves, and ? for what its encoding lacks; all else is the stream's."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(_printable(text))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return self._stream.write(self._shown(text).encode(encoding, "replace").decode(encoding))
+
+    def _shown(self, text: str) -> str:
+        return _printable(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return _printable(super().format(record))
+class _Drawn(_Printed):
+    """Standard error, on which progress bars also move the cursor."""
+
+    def _shown(self, text: str) -> str:
+        moves = cast(re.Match[str], MOVES.match(text))[0]
+        return moves + _printable(text[len(moves):])
 
 
 @contextmanager
@@ -81,7 +91,6 @@ def _log_shown() -> Iterator[None]:
     """What `acdc` logs, such as a download that begins, goes to stderr."""
     logger, handler = logging.getLogger("acdc"), logging.StreamHandler()
     level = logger.level
-    handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

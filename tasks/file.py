@@ -131,7 +131,7 @@ def _read_json(path: Path, text: str) -> tuple[Mapping[str, str], Rows]:
                 raise unknown_name(f"field of task file {path}", key, (*HEADER, "examples"))
             if key in HEADER and not isinstance(value, str):
                 raise AcdcError(f"task file {path}: {key!r} must be text, not {_show(value)}")
-        header = {key: data[key] for key in HEADER if key in data}
+        header = {key: _whole(f"task file {path}", key, data[key]) for key in HEADER if key in data}
         if header.get("metric", "logit_difference") not in METRICS:
             raise unknown_name(f"metric in task file {path}", header["metric"], METRICS)
         data = data.get("examples")
@@ -201,6 +201,11 @@ def _example(where: str, row: Any, tokenizer: Tokenizer) -> Example:
 def _text(where: str, field: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise AcdcError(f"{where}: {field!r} must be text that is not empty, not {_show(value)}")
+    return _whole(where, field, value)
+
+
+def _whole(where: str, field: str, value: str) -> str:
+    """The text, which a file can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -216,6 +221,7 @@ def _roles(where: str, roles: Any, clean: str, tokenizer: Tokenizer) -> dict[str
         )
     n_tokens = len(token_ids(tokenizer, clean)) if roles else 0
     for role, position in roles.items():
+        _whole(where, "roles", role)
         if type(position) is not int or not 0 <= position < n_tokens:
             raise AcdcError(
                 f"{where}: the position of role {role!r} is {_show(position)}; it must be a whole number from 0 "

@@ -14,6 +14,7 @@ from test_cli import TOKENIZER, run, save_model, solvable
 import acdc.grid.cell
 import acdc.models
 from acdc.benchmarks import grid as grid_record
+from acdc.commands.benchmark import write_tables
 from acdc.commands.benchmark_cells import split_prompts
 from acdc.discovery import METHODS
 from acdc.errors import AcdcError
@@ -139,6 +140,25 @@ def test_other_settings_and_other_folders_are_refused(given, tmp_path):
     assert status == 1 and "is damaged" in err
 
 
+@pytest.mark.parametrize(("damage", "field"), [
+    ({"model": "\ud800"}, "model"),
+    ({"own": {"fraction": None, "n_edges": 5, "f": 0.5, "interval": [None, None]}}, "curves"),
+])
+def test_a_cell_that_says_what_none_can_is_refused(given, tmp_path, damage, field):
+    shutil.copytree(given / "out", tmp_path / "out")
+    stored = next((tmp_path / "out" / "cells").glob("*-eap-0*"))
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), **damage}))
+    status, _, err = run(*command(given, tmp_path / "out"))
+    assert status == 1 and f"is damaged ({field} is missing, or is not" in err
+
+
+def test_names_of_pictures_are_plain(given, tmp_path):
+    names = {"model": "x" * 400 + "$\\frac{$\0", "task": "../<b>\x1b[2J\n"}
+    write_tables(tmp_path, [{**cells(given / "out")["eap"], **names}],
+                 json.loads((given / "out" / "settings.json").read_text()))
+    assert {path.name for path in tmp_path.glob("*.png")} == {"x" * 60 + "-b_2J.png", "overview.png"}
+
+
 def test_other_weights_under_the_same_name_are_refused(given, tmp_path):
     save_model(tmp_path / "model", seed=9)
     shutil.copy(given / "task.json", tmp_path)
@@ -157,7 +177,7 @@ def test_a_method_that_refuses_does_not_stop_the_others(given, tmp_path):
     assert status == 0 and "failed: model, task, eap_ig" in err
     assert (found["eap_ig"]["status"], found["eap"]["status"]) == ("failed", "done")
     assert "zero ablation" in found["eap_ig"]["message"] and found["eap_ig"]["message"] in out
-    assert "- failed: eap_ig: " in (tmp_path / "out" / "results.md").read_text()
+    assert "- failed: eap\\_ig: " in (tmp_path / "out" / "results.md").read_text()
     assert "failed" in next(csv.DictReader(io.StringIO((tmp_path / "out" / "results.csv").read_text())))["status"]
     assert run(*arguments)[1].count("there already") == 2
     assert run(*arguments, "--retry-failed")[1].count("there already") == 1

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -781,6 +782,22 @@ def test_an_interrupted_acdc_goes_on_from_its_journal(given, tmp_path, quick, mo
     assert read(tmp_path / "whole").scores.provenance["method_options"]["shortlist"].endswith("removed untested")
 
 
+class Full(io.StringIO):
+    """An output that takes nothing."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("order", ["calibrate found --edges 60", "compare found found",
+                                   "probe --model model --task task.json --variable corrupted --site m0 --controls 2"])
+def test_a_result_is_written_before_it_is_printed(given, tmp_path, monkeypatch, order):
+    monkeypatch.chdir(given.base)
+    with redirect_stdout(Full()), redirect_stderr(io.StringIO()):
+        assert main([*order.split(), "--out", str(tmp_path / "out")]) == 1
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out"]
+
+
 QUICK_TEST = ["--random", 19, "--inflated", 29, "--edges", 6, "--resamples", 200]
 
 
@@ -793,6 +810,7 @@ def test_test_prints_and_writes_what_the_library_says(given, tmp_path):
     assert status == 0, err
     assert set(tmp_path.iterdir()) == {out, tmp_path / "tests.md"}
     page, record = (tmp_path / "tests.md").read_text(), json.loads(out.read_text())
+    page = re.sub(r"\\(.)", r"\1", page)  # what is printed is not escaped as Markdown is
     assert printed == f"{page}written to {out} and {tmp_path / 'tests.md'}\n"
     bench = prepare_bench(given.model, given.batches, METRICS["logit_difference"], n_resamples=200)
     settings = Settings(random=19, inflated=29, edges=6)

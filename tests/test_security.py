@@ -2,20 +2,25 @@
 
 import ast
 import html
+import io
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_hf
 from tiny_tokenizer import tiny_tokenizer
+from tqdm import tqdm
 
 from acdc.circuit import Annotation, Circuit, EdgeScores
-from acdc.cli import main
+from acdc.cli import _Drawn, _Printed, main
 from acdc.errors import AcdcError
 from acdc.evaluation.difference import difference
 from acdc.export.difference_drawing import difference_drawing
@@ -232,3 +237,49 @@ def test_a_report_holds_no_file_that_a_link_leads_to(tmp_path, capsys):
         assert main(["report", str(picture.parent), "--out", str(tmp_path / "out")]) == 1
         assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
         picture.unlink()
+
+
+def test_what_is_said_on_the_way_does_not_drive_the_terminal(tmp_path, capsys):
+    from acdc.export.json_file import circuit_to_json
+
+    (tmp_path / "circuit.json").write_text(circuit_to_json(hostile()))
+    given = "--task ioi --seed 0 --dtype float32 --metric logit_difference --ablation resample"
+    assert main(["evaluate", str(tmp_path), *given.split()]) == 1  # the file names the model
+    said = capsys.readouterr()
+    assert "loading </script>" in said.err and not BIDI.search(said.err)
+
+
+def test_what_libraries_say_of_a_model_is_not_shown(tmp_path, caplog):
+    tiny_hf("gpt2").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "\x1b[2J\u202ex": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    logger = logging.getLogger("transformers")
+    transformers.utils.logging.set_verbosity_warning()
+    logger.addHandler(caplog.handler)
+    main(["tasks", "ioi", "--model", str(tmp_path)])
+    logger.removeHandler(caplog.handler)
+    assert not any(record.name.startswith("transformers") for record in caplog.records)
+
+
+def test_progress_bars_are_drawn_as_they_are():
+    """Through the filter of stderr: all that tqdm draws of two bars, and nothing that a name in one does."""
+    def drawn(stream: Any, name: str) -> None:
+        form: dict[str, Any] = {"file": stream, "mininterval": 0, "ncols": 40, "bar_format": "{desc}{bar}{n_fmt}"}
+        for _ in tqdm(range(3), desc=name, **form):
+            for _ in tqdm(range(2), desc="inner", position=1, leave=False, **form):
+                pass
+
+    plain, filtered, hostile = (io.StringIO() for _ in range(3))
+    drawn(plain, "outer")
+    drawn(_Drawn(filtered), "outer")
+    assert filtered.getvalue() == plain.getvalue() and "\x1b[A" in plain.getvalue()
+    drawn(_Drawn(hostile), "\x1b[2J\rx\x1b[A\u202e")
+    lines = re.sub(r"\x1b\[A", "", re.sub("\ufffd[^\r\n]*", "", hostile.getvalue()))
+    assert "\ufffd[2J\ufffdx\ufffd[A\ufffd" in hostile.getvalue() and not BIDI.search(lines)
+
+
+def test_a_character_that_the_output_lacks_does_not_stop_it():
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    _Printed(output).write("é→x")
+    output.flush()
+    assert output.buffer.getvalue() == b"??x"  # pyright: ignore[reportAttributeAccessIssue]

@@ -205,6 +205,7 @@ def write_tables(folder: Path, cells: Sequence[Mapping[str, Any]], settings: Map
     from acdc.export.benchmark_figure import faithfulness_figure, heat_map
     from acdc.export.benchmark_tables import groups, results_csv, results_latex, results_markdown
     from acdc.export.figure import save_figure
+    from acdc.grid.folder import file_word
     from acdc.output_folder import write_file
 
     if not cells:
@@ -218,7 +219,7 @@ def write_tables(folder: Path, cells: Sequence[Mapping[str, Any]], settings: Map
     taken: Counter[str] = Counter()
     for (model, task), own in groups(done).items():
         if any(cell["curves"] for cell in own):
-            name = f"{Path(model).name}-{Path(task).stem}"
+            name = f"{file_word(Path(model).name)}-{file_word(Path(task).stem)}"
             taken[name] += 1
             save_figure(faithfulness_figure(own), folder / f"{name}{f'-{taken[name]}' * (taken[name] > 1)}.png")
     if any(cell["curves"] for cell in done):

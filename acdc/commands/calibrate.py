@@ -40,10 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
         metric = choose("metric", arguments.metric, METRICS)
         result = calibrate(model, circuit.scores, batches, metric, n=arguments.edges, size=circuit.n_edges,
                            seed=arguments.seed, ablation=arguments.ablation, progress=sys.stderr.isatty())
-        print(f"{metric.name} when an edge alone is cut, measured, against its score"
-              f"{' by ' + scored['method'] if 'method' in scored else ''}; {result.n_prompts} prompts of {task.name}, "
-              f"seed {arguments.seed}, {arguments.ablation} ablation")
-        print("".join(_calibration_lines(result)), end="")
         if arguments.out:
             sample, names = result.sample, circuit.graph.edge_name
             edges = [{"edge": names(int(edge)), "score": score, "effect": effect, "error": error, "weight": weight}
@@ -53,7 +49,12 @@ def run(arguments: argparse.Namespace) -> None:
                          sample.weight.tolist(), strict=True)]
             record = {**result.summary(), "metric": metric.name, "ablation": arguments.ablation, "edges": edges}
             write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
-            print(f"written to {arguments.out}")
+    print(f"{metric.name} when an edge alone is cut, measured, against its score"
+          f"{' by ' + scored['method'] if 'method' in scored else ''}; {result.n_prompts} prompts of {task.name}, "
+          f"seed {arguments.seed}, {arguments.ablation} ablation")
+    print("".join(_calibration_lines(result)), end="")
+    if arguments.out:
+        print(f"written to {arguments.out}")
 
 
 def _calibration_lines(result: Any) -> Iterator[str]:

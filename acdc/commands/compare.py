@@ -35,12 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         curves = [roc(circuit.scores, truth, by=by, level=found.level, among=among) for by in RANKINGS
                   for found in overlaps if 0 < found.n_truth < found.n_all]
         mib = [mib_roc(circuit.scores, truth, by=by) for by in RANKINGS]
-    print(f"{arguments.circuit}: {circuit.n_edges:,} edges; {arguments.truth}: {truth.n_edges:,}"
-          + (f", as published for {known.model_title}" if known else ""))
-    print("".join(_overlap_lines(overlaps)), end="")
-    print("".join(_roc_lines(curves, mib)), end="")
     roles = [] if known is None else _roles(circuit, known)
-    print("".join(_role_lines(roles)), end="")
     if arguments.out:
         record: dict[str, Any] = {
             "circuit": str(arguments.circuit), "truth": arguments.truth,
@@ -49,6 +44,12 @@ def run(arguments: argparse.Namespace) -> None:
         if known is not None:
             record |= {"sources": list(known.sources), "disputes": list(known.disputes)}
         write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
+    print(f"{arguments.circuit}: {circuit.n_edges:,} edges; {arguments.truth}: {truth.n_edges:,}"
+          + (f", as published for {known.model_title}" if known else ""))
+    print("".join(_overlap_lines(overlaps)), end="")
+    print("".join(_roc_lines(curves, mib)), end="")
+    print("".join(_role_lines(roles)), end="")
+    if arguments.out:
         print(f"written to {arguments.out}")
 
 

@@ -70,17 +70,17 @@ def run(arguments: argparse.Namespace) -> None:
     with _written(arguments, files) as folder, goes_on(arguments, arguments.out, folder.spent if folder else [], model,
                                                        batches):
         record = [piece_of_json(f"probe of {name}", partial(of_site, name)) for name in sites]
-        print("\n".join(aligned([_heads(record), *map(_row, record)], "<>>>>>>>>")))
-        print(f"majority {record[0]['majority']:.2f}; {record[0]['n_rows']} rows of {record[0]['n_words']} word types; "
-              f"erased: what {metric.name} loses, in its unit as a loss; at random: for moves as large elsewhere")
-        if record[0]["shuffled"]:
-            print("words do not tell these labels: p is against labels shuffled within words, selectivity says little")
         if folder:
             write_file(folder.path / "probes.json", json.dumps(record, indent=1) + "\n")
             for name in sites:
                 about = {"site": name, "variable": labels.name, "position": arguments.position,
                          "model": arguments.model}
                 fit(activations[name], labels, about=about).save(folder.path / f"{name}.safetensors")
+    print("\n".join(aligned([_heads(record), *map(_row, record)], "<>>>>>>>>")))
+    print(f"majority {record[0]['majority']:.2f}; {record[0]['n_rows']} rows of {record[0]['n_words']} word types; "
+          f"erased: what {metric.name} loses, in its unit as a loss; at random: for moves as large elsewhere")
+    if record[0]["shuffled"]:
+        print("words do not tell these labels: p is against labels shuffled within words, selectivity says little")
     if arguments.out:
         print(f"written to {arguments.out}")
 

@@ -12,6 +12,8 @@ from acdc.arguments import check_device, choose
 from acdc.errors import AcdcError
 from acdc.output_folder import write_file
 
+from .loading import quiet_libraries
+
 HELP = "list the built-in tasks, and whether a model can do them; or tell all about one"
 COLUMNS = {
     "possible": ("prompts", 9), "n_templates": ("templates", 10), "length": ("tokens", 7), "clean": ("clean", 8),
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("or the path of a .json, .jsonl or .csv file of clean, corrupted, answer, wrong, or of a .py file with a "
               "builder\n`--model smollm2` says which of them that model can do, NAME tells all about one")
         return
+    quiet_libraries()
     model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device) if arguments.model else None
     tokenizer = load_tokenizer(arguments.tokenizer) if model is None else model.tokenizer
     if arguments.name:

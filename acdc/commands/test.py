@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     from acdc.evaluation.battery import TESTS, Settings, run_battery
     from acdc.evaluation.bench import prepare_bench
     from acdc.export.battery_page import battery_page
+    from acdc.export.text import visible
     from acdc.metrics import METRICS
 
     settings = Settings(**{name: getattr(arguments, name) for name in SETTINGS})
@@ -61,13 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
         other_task = other and (other.name, prepare_bench(model, other_batches, METRICS[other.metric], **shared))
         battery = run_battery(bench, circuit, settings, only=only, other_task=other_task, other_circuit=other_circuit)
         on = f"prompts of {task.name} (seed {arguments.seed}), {metric.name}, {arguments.ablation} ablation"
-        page = battery_page(battery, name=str(arguments.circuit), on=on)
+        page = partial(battery_page, battery, name=str(arguments.circuit), on=on)
         if arguments.out:
             record = {"circuit": str(arguments.circuit), "task": task.name, "ablation": arguments.ablation,
                       "seed": arguments.seed, "n_resamples": arguments.resamples, **battery.summary()}
             write_file(arguments.out, json.dumps(record, indent=1, allow_nan=False))
-            write_file(arguments.out.with_suffix(".md"), page)
-        print(page, end="")
+            write_file(arguments.out.with_suffix(".md"), page())
+        print(page(text=visible), end="")
         if arguments.out:
             print(f"written to {arguments.out} and {arguments.out.with_suffix('.md')}")
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from acdc.errors import AcdcError
 from acdc.export.benchmark_tables import Cell, groups
+from acdc.export.record import readable
 
-TEXT: dict[str, Any] = {"family": ["DejaVu Sans", "sans-serif"]}
+TEXT: dict[str, Any] = {"family": ["DejaVu Sans", "sans-serif"], "parse_math": False}  # names may hold a $
 SHOWN = (-0.3, 1.6)  # of faithfulness; what lies beyond is cut off
 MARKERS = "osD^v<>PX*hd"
 MOST_BANDS = 4  # methods whose intervals are drawn
@@ -40,11 +41,13 @@ def faithfulness_figure(cells: Sequence[Cell]) -> Figure:
     colours = mpl.colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
     for i, (method, own) in enumerate(methods.items()):
         style = {"color": colours[2 * i % 20 + i // 10 % 2], "marker": MARKERS[i % len(MARKERS)], "ms": 4.5}
-        if own[0]["own"]:
-            axes.plot([cell["own"]["n_edges"] / cell["n_edges"] for cell in own], [cell["own"]["f"] for cell in own],
-                      ls="", label=_wrapped(f"{method} (its own size)"), **{**style, "ms": 8})
-        else:
-            _curve(axes, method, own, style, band=len(methods) <= MOST_BANDS and len(own) == 1)
+        searches, ranked = ([cell for cell in own if bool(cell["own"]) == searched] for searched in (True, False))
+        if searches:
+            axes.plot([cell["own"]["n_edges"] / cell["n_edges"] for cell in searches],
+                      [cell["own"]["f"] for cell in searches], ls="", label=_wrapped(f"{method} (its own size)"),
+                      **{**style, "ms": 8})
+        if ranked:
+            _curve(axes, method, ranked, style, band=len(methods) <= MOST_BANDS and len(own) == 1)
     ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
     axes.set_xticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
     axes.set_xticks([], minor=True)
@@ -65,7 +68,7 @@ def _curve(axes: Axes, method: str, cells: Sequence[Cell], style: Mapping[str, A
 
 
 def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(label.replace(",", ", ").replace(":", ": "), 36, subsequent_indent="  "))
+    return "\n".join(textwrap.wrap(readable(label).replace(",", ", ").replace(":", ": "), 36, subsequent_indent="  "))
 
 
 def _dress(figure: Figure, axes: Axes, cell: Cell) -> None:
@@ -77,9 +80,11 @@ def _dress(figure: Figure, axes: Axes, cell: Cell) -> None:
     axes.set_xlabel("edges kept", size=8.5, **TEXT)
     axes.set_ylabel("faithfulness f on held-out prompts", size=8.5, **TEXT)
     title = f"{Path(cell['task']).stem} in {Path(cell['model']).name}: {cell['n_edges']:,} edges"
-    figure.text(0.08, 0.95, title, size=10.5, weight="bold", color="#222222", parse_math=False, **TEXT)
-    figure.legend(loc="center left", bbox_to_anchor=(0.65, 0.52), frameon=False, handlelength=2.4,
-                  prop={"family": TEXT["family"], "size": 7.5})
+    figure.text(0.08, 0.95, readable(title), size=10.5, weight="bold", color="#222222", **TEXT)
+    legend = figure.legend(loc="center left", bbox_to_anchor=(0.65, 0.52), frameon=False, handlelength=2.4,
+                           prop={"family": TEXT["family"], "size": 7.5})
+    for text in legend.get_texts():
+        text.set_parse_math(TEXT["parse_math"])
 
 
 def heat_map(cells: Sequence[Cell]) -> Figure:
@@ -88,7 +93,8 @@ def heat_map(cells: Sequence[Cell]) -> Figure:
         raise AcdcError("there is no cell to draw: give at least one that is done")
     columns, methods = list(groups(cells)), list(dict.fromkeys(cell["method"] for cell in cells))
     one_model = len({model for model, _ in columns}) == 1
-    names = [Path(task).stem if one_model else f"{Path(model).name}\n{Path(task).stem}" for model, task in columns]
+    names = ["\n".join(readable(name) for name in (Path(model).name, Path(task).stem)[one_model:])
+             for model, task in columns]
     width, height = 0.5 * max(2, len(columns)), 0.27 * len(methods)
     below = 0.2 + 0.07 * max(len(line) for name in names for line in name.split("\n"))
     figure = Figure(figsize=(3.1 + 2 * width, 0.4 + below + height), facecolor="white")
@@ -106,7 +112,7 @@ def heat_map(cells: Sequence[Cell]) -> Figure:
                           color="white" if dark else "black", **TEXT)
         axes.set_title(title, size=8.5, **TEXT)
         axes.set_xticks(range(len(columns)), names, rotation=90, size=7, **TEXT)
-        axes.set_yticks(range(len(methods)), methods if i == 0 else [], size=7, parse_math=False, **TEXT)
+        axes.set_yticks(range(len(methods)), [*map(readable, methods)] if i == 0 else [], size=7, **TEXT)
         axes.tick_params(length=0)
     return figure
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acdc.export.latex_text import latex
+from acdc.export.record import readable
+from acdc.export.report import escaped
+from acdc.export.report import table as markdown_table
+
 Cell = Mapping[str, Any]
 SHOWN = (0.005, 0.01, 0.02, 0.05, 0.1)
 HEADINGS = ("method", *(f"f at {share:.1%}" for share in SHOWN), "CPR", "CMD", "smallest within 10% of 1",
@@ -132,23 +137,24 @@ def _row(method: str, cells: Sequence[Cell]) -> Row:
     )
 
 
-def table(rows: Sequence[Row], bold: Callable[[str], str]) -> list[list[str]]:
-    """The rows as text. The best of a column is bold where there are two or more."""
+def table(rows: Sequence[Row], bold: Callable[[str], str], plain: Callable[[str], str] = str) -> list[list[str]]:
+    """The rows as text, as `plain` writes it. The best of a column is bold where there are two or more."""
     best = _best(rows)
 
     def marked(key: Any, row: Row, text: str) -> str:
-        return bold(text) if row in best.get(key, ()) else text
+        return bold(plain(text)) if row in best.get(key, ()) else plain(text)
 
     lines = []
     for row in rows:
         numbers = [*((i, number) for i, number in enumerate(row.f)), ("cpr", row.cpr), ("cmd", row.cmd)]
-        found = ["–" if number is None else marked(key, row, number.text()) for key, number in numbers]
+        found = [plain("–") if number is None else marked(key, row, number.text()) for key, number in numbers]
         if row.own:
-            smallest = f"its own: {_circuit(row.own)}"
+            smallest = plain(f"its own: {_circuit(row.own)}")
         else:
-            smallest = marked("smallest", row, _circuit(row.smallest)) if row.smallest else "none below 100%"
-        lines.append([row.method, *found, smallest, f"{row.cpu_seconds:.0f}",
-                      "–" if row.peak is None else f"{row.peak:.1f}"])
+            smallest = marked("smallest", row, _circuit(row.smallest)) if row.smallest else \
+                plain("none below 100%")
+        lines.append([plain(row.method), *found, smallest, f"{row.cpu_seconds:.0f}",
+                      plain("–" if row.peak is None else f"{row.peak:.1f}")])
     return lines
 
 
@@ -225,10 +231,10 @@ def results_markdown(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
         parts.append("## Overview\nf at 1.0% of the edges; of a search, of its own circuit, with its share.\n\n"
                      + markdown(*overview(cells)))
     for (model, task), own in groups(cells).items():
-        parts.append(f"## {Path(task).stem} in {Path(model).name}\n{about(own)}\n")
+        parts.append(f"## {escaped(Path(task).stem)} in {escaped(Path(model).name)}\n{escaped(about(own))}\n")
         if rows := rows_of(own):
             parts.append(markdown(HEADINGS, table(rows, lambda text: f"**{text}**")))
-        parts += [f"- failed: {line}" for line in failures(own)]
+        parts += [f"- failed: {escaped(line)}" for line in failures(own)]
     return "\n".join(parts) + "\n"
 
 
@@ -238,8 +244,8 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *escaped]) + "\n"
+    """Headings and the names that lines begin with come from the user's words and files; the rest is numbers."""
+    return markdown_table([*map(escaped, headings)], [[escaped(name), *numbers] for name, *numbers in lines]) + "\n"
 
 
 def results_latex(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
@@ -247,20 +253,13 @@ def results_latex(cells: Sequence[Cell], settings: Mapping[str, Any]) -> str:
     parts = [f"% needs \\usepackage{{booktabs}}\n% {_settings(settings)}\n% {NOTE}\n"]
     for (model, task), own in groups(cells).items():
         if rows := rows_of(own):
-            lines = table(rows, lambda text: f"\\textbf{{{text}}}")
+            lines = table(rows, lambda text: f"\\textbf{{{text}}}", latex)
             title = f"{Path(task).stem} in {Path(model).name}. {about(own)}"
-            body = [" & ".join(map(_latex, line)) + r" \\" for line in lines]
+            body = [" & ".join(line) + r" \\" for line in lines]
             parts.append("\n".join([
-                r"\begin{table}", rf"\caption{{{_latex(title)}}}", r"\small",
+                r"\begin{table}", rf"\caption{{{latex(title)}}}", r"\small",
                 rf"\begin{{tabular}}{{l{'r' * (len(HEADINGS) - 1)}}}", r"\toprule",
-                " & ".join(map(_latex, HEADINGS)) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
+                " & ".join(map(latex, HEADINGS)) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}",
                 r"\end{table}", ""]))
-        parts += [f"% failed: {line}" for line in failures(own)]
+        parts += [f"% failed: {readable(line)}" for line in failures(own)]
     return "\n".join(parts) + "\n"
-
-
-def _latex(text: str) -> str:
-    for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("&", r"\&"), ("|s|", r"$|s|$"), ("±", r"$\pm$"),
-                           ("–", "--")):
-        text = text.replace(plain, escaped)
-    return text

@@ -6,7 +6,8 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "{''}", "'": "{'}", "`": "{`}",  # as the fonts of plain LaTeX have them
-    "-": "{-}", "−": r"$-$", "×": r"$\times$", "…": r"\dots{}", "→": r"$\to$",
+    "-": "{-}", "−": r"$-$", "×": r"$\times$", "…": r"\dots{}", "→": r"$\to$", "±": r"$\pm$",
+    "–": "--",
 }
 # What pdflatex sets without a package for fonts of other scripts.
 LATIN = {c: c for c in map(chr, range(0xC0, 0x180)) if c.isalpha() and c not in "ĲĳĿŀŉſ"}

@@ -32,7 +32,7 @@ class GridFolder:
         """The file of a cell: readable, and with a hash of all that decides what is in it."""
         known = json.dumps({"cell": dict(cell), "settings": dict(self.settings)}, sort_keys=True)
         names = {**cell, "model": Path(cell["model"]).name, "task": Path(cell["task"]).stem}
-        words = (re.sub(r"[^A-Za-z0-9.=]+", "_", str(names[axis]))[:60].strip("_") for axis in AXES)
+        words = (file_word(names[axis]) for axis in AXES)
         return self.path / CELLS / f"{'-'.join(words)}-{hashlib.sha256(known.encode()).hexdigest()[:10]}.json"
 
     def finished(self, cell: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -48,6 +48,11 @@ class GridFolder:
     def all_cells(self) -> list[dict[str, Any]]:
         """Every stored cell, also of models, tasks, methods or seeds that this run does not ask for."""
         return [_read_cell(path) for path in sorted((self.path / CELLS).glob("*.json"))]
+
+
+def file_word(name: object) -> str:
+    """The name as part of a file's name, whatever it holds."""
+    return re.sub(r"[^A-Za-z0-9.=]+", "_", str(name))[:60].strip("_")
 
 
 @contextmanager
@@ -112,8 +117,8 @@ def _fault(cell: Mapping[str, Any]) -> str | None:
 
 def _are_curves(curves: Any, cell: Mapping[str, Any]) -> bool:
     """Both curves over MIB's sizes with their areas; or none, where a search has a circuit of its own."""
-    if curves == {}:
-        return cell.get("own") is not None
+    if cell.get("own") is not None:
+        return curves == {}
     return isinstance(curves, dict) and set(curves) == {"signed", "magnitude"} and all(
         isinstance(curve, dict) and isinstance(curve.get("points"), list) and all(map(_is_point, curve["points"]))
         and [point["fraction"] for point in curve["points"]] == list(MIB_FRACTIONS)
@@ -134,7 +139,7 @@ def _is_measured(value: Any, name: str) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # half a pair, which no file can hold
 
 
 def _is_count(value: Any) -> bool:

@@ -245,7 +245,8 @@ def test_a_planted_circuit_passes_every_test(planted, planted_bench):
     assert {result.name: result.verdict for result in battery.results if result.verdict != "pass"} == {}
     assert len(battery.results) == len(TESTS)
     json.dumps(battery.summary(), allow_nan=False)
-    page = battery_page(battery, name="planted", on="prompts")
+    page = battery_page(battery, name="planted", on="prompts of <b>\n# x\n![i](y)\x1b")
+    assert r"prompts of \<b\> \# x \!\[i\]\(y\)⟨U\+001B⟩." in page and "\n# x" not in page
     assert "**pass**: all 6 tests that decide pass" in page
     assert page.count("| edges (") == page.count("| nodes (") == 3
     again = run_battery(planted_bench, planted.circuit, settings, only=("completeness", "random", "shi_minimality"))

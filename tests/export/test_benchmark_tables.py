@@ -9,6 +9,7 @@ from acdc.errors import AcdcError
 from acdc.evaluation.curve import MIB_FRACTIONS
 from acdc.export.benchmark_figure import faithfulness_figure, heat_map
 from acdc.export.benchmark_tables import overview, results_csv, results_latex, results_markdown, rows_of, table
+from acdc.export.figure import figure_bytes
 
 SETTINGS = {"prompts": 8, "test_prompts": 4, "ablation": "resample", "kv": "head", "dtype": "float32"}
 
@@ -67,12 +68,32 @@ def test_markdown_and_latex_say_it():
     cells = [cell("eap", 0.25), cell("eap", 0.5, task="u"), search("acdc:shortlist=5%", 30, 0.5), FAILED]
     text = results_markdown(cells, SETTINGS)
     assert "| eap | 0.25 | 0.50 |" in text and "| acdc:shortlist=5% | 0.50 (3.0%) | – |" in text
-    assert "## t_1 in model\n1,000 edges; 4 held-out prompts, seed 0; logit_difference 3.000" in text
+    assert "## t\\_1 in model\n1,000 edges; 4 held-out prompts, seed 0; logit\\_difference 3.000" in text
     assert "- failed: exact: no" in text
     latex = results_latex(cells, SETTINGS)
     assert r"acdc:shortlist=5\% & --" in latex and r"\caption{t\_1 in model." in latex
     assert "% failed: exact: no" in latex
+    assert r"eap \textbar{}s\textbar{} & \textbf{0.25 $\pm$ 0.10}" in results_latex([*cells, cell("b", 0.1)], SETTINGS)
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{table}") == 2
+
+
+EVIL = "a\n\\write18{x}\\input{y}$\\frac{$ <b># c\n# head\n![i](http://x/y.png)|\x1b\u202e\x00`"
+
+
+def test_names_of_files_are_no_markup():
+    named = {"model": EVIL, "task": EVIL, "metric": EVIL}
+    done = [cell(EVIL, 0.25) | named, search(EVIL, 30, 0.5) | named]
+    cells = [*done, FAILED | {"message": EVIL, "method": EVIL}]
+    latex, markdown = results_latex(cells, SETTINGS), results_markdown(cells, SETTINGS)
+    set_by_latex = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert not any(command in line for line in set_by_latex for command in (r"\write", r"\input", "$\\frac"))
+    assert r"\textbackslash{}write18\{x\}" in latex and all(c.isprintable() for c in latex.replace("\n", ""))
+    heads = [line for line in markdown.splitlines() if line.startswith("#")]
+    assert len(heads) == 4 and heads[:2] == ["# Benchmark", "## Overview"] and "![" not in markdown
+    assert "<b>" not in markdown and not {"\x1b", "\u202e", "\x00"} & set(markdown)
+    assert {line.count(" | ") for line in markdown.splitlines() if line.startswith("|")} == {1, 10}
+    for figure in (faithfulness_figure(done), heat_map(done)):
+        figure_bytes(figure, "png")
 
 
 def test_only_failures():

@@ -108,6 +108,8 @@ MISTAKES = {
     "empty_text": ("t.json", json.dumps([{**EXAMPLE, "clean": ""}]), 'example 0 (counted from 0): \'clean\' must be'),
     "empty_cell": ("t.csv", HEADER + "a,b,,d\n", "line 2: 'answer' must be text that is not empty"),
     "surrogate": ("t.json", json.dumps([{**EXAMPLE, "wrong": "\ud800"}]), "half a surrogate pair"),
+    "surrogate_name": ("t.json", json.dumps({"name": "\ud800", "examples": [EXAMPLE]}), "'name' holds half a"),
+    "surrogate_role": ("t.json", json.dumps([{**EXAMPLE, "roles": {"\ud800": 0}}]), "'roles' holds half a surrogate"),
     "template_type": ("t.json", json.dumps([{**EXAMPLE, "template": 3}]), "'template' must be text"),
     "csv_header": ("t.csv", "clean;corrupted;answer;wrong\na;b;c;d", "lacks clean, corrupted, answer, wrong"),
     "csv_twice": ("t.csv", "clean,clean,corrupted,answer,wrong\n", "a column occurs twice"),
