@@ -116,10 +116,10 @@ def _as_before(path: Path, run: Mapping[str, Any], at_once: int, most: int) -> i
     """How many prompts the same run had at once when it began; if it begins now, `at_once`, which is written."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
     try:
-        first, of, *_ = path.read_text(encoding="utf-8").split()
+        first, of, *_ = input_file.read_text(path).split()
         if of == digest and 1 <= int(first) <= most:
             return int(first)
-    except (OSError, ValueError):  # it is not there, or no such file
+    except (OSError, ValueError, AcdcError):  # it is not there, or no such file
         pass
     write_file(path, f"{at_once} {digest}\n")
     return at_once
