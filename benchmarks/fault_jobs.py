@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ def _fork(folder: Path, work: Callable[[], int], log: str) -> int:
     if process:
         return process
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background ignores
         os.chdir(folder)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(output, 1)

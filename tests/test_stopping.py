@@ -13,6 +13,14 @@ from acdc.errors import AcdcError
 from acdc.stopping import Stopped, stopped_by_signals, unbroken_steps
 
 
+@pytest.fixture(autouse=True)
+def _not_ignored():
+    """Ctrl-C, which a shell lets programs ignore that it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_once_and_handlers_are_put_back(number, status):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
