@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,21 +86,8 @@ def stage_of_effects(model: Transformer, circuit: Circuit, metric: Metric) -> St
 def stage_of_constants(model: Transformer, circuit: Circuit, batches: Sequence[Batch]) -> Stage:
     """Of learning the constants of optimal ablation, on as many prompts as these."""
     taken = inspect.signature(learn_ablation).parameters
-    n = sum(map(len, batches))
-    drawn = min(taken["prompts_per_step"].default, n)
-    stored = _stored(model, max(batch.clean.shape[1] for batch in batches))
-
-    def sample(few: Sequence[Batch]) -> float:
-        size = min(drawn, sum(map(len, few)))
-        start = time.perf_counter()
-        learn_ablation(model, few, circuit=circuit, steps=0, prompts_per_step=size)
-        ready = time.perf_counter()
-        learn_ablation(model, few, circuit=circuit, steps=2, prompts_per_step=size)
-        done = time.perf_counter()
-        a_step = max(0.0, (done - ready) - (ready - start)) / 2
-        return (ready - start + taken["steps"].default * drawn / size * a_step) / (done - start)
-
-    return Stage("optimal ablation", sample, more=lambda n, at_once: stored * max(0, n - at_once), per_prompt=False)
+    return _of_steps(model, "optimal ablation", batches, partial(learn_ablation, model, circuit=circuit),
+                     taken["steps"].default, taken["prompts_per_step"].default)
 
 
 def _of_few(ablation: Any) -> Any:
@@ -202,18 +190,29 @@ def _learned(model: Transformer, method: str, batches: Sequence[Batch], metric: 
     start = option("start") if "start" in taken and option("constraint") != "lagrangian" else None
     if isinstance(start, str):
         stages += stages_of_method(model, start, batches, metric, {}, scoring)
-    n = sum(map(len, batches))
-    drawn = min(option("prompts_per_step"), n)
-    longest = max(batch.clean.shape[1] for batch in batches)
-    stored = _stored(model, longest)
-    few_options = {**options, "steps": 1, **({"start": None} if "start" in taken else {})}
+    few_options = {**options, **({"start": None} if "start" in taken else {}), **scoring}
+    learn = partial(function, model, metric=metric, **few_options)
+    return [*stages, _of_steps(model, method, batches, learn, option("steps"), option("prompts_per_step"))]
+
+
+def _of_steps(model: Transformer, name: str, batches: Sequence[Batch], learn: Callable[..., Any], steps: int,
+              prompts_per_step: int) -> Stage:
+    """Of what is learned in steps, each of some of the prompts. What is done once, before them, is told from a step by
+    doing one and then three."""
+    drawn = min(prompts_per_step, sum(map(len, batches)))
+    stored = _stored(model, max(batch.clean.shape[1] for batch in batches))
 
     def sample(few: Sequence[Batch]) -> float:
         size = min(drawn, sum(map(len, few)))
-        function(model, few, metric, **{**few_options, "prompts_per_step": size}, **scoring)
-        return option("steps") * drawn / size
+        times = [time.perf_counter()]
+        for n in (1, 3):
+            learn(few, steps=n, prompts_per_step=size)
+            times.append(time.perf_counter())
+        one, three = np.diff(times)
+        a_step = max(0.0, three - one) / 2
+        return float((max(0.0, one - a_step) + steps * drawn / size * a_step) / (one + three))
 
-    return [*stages, Stage(method, sample, more=lambda n, at_once: stored * max(0, n - at_once), per_prompt=False)]
+    return Stage(name, sample, more=lambda n, at_once: stored * max(0, n - at_once), per_prompt=False)
 
 
 def _stored(model: Transformer, length: int) -> float:
